@@ -1,0 +1,371 @@
+"""The run's configuration: typed, validated, one source of truth.
+
+A configuration is a preset (or a YAML file) over the defaults below, which are the recipe of the
+AstroPT paper (arXiv 2405.14930), then dotted overrides: ``--config 1m optim.lr=3e-4``. Everything
+else a run needs (the DeepSpeed dictionary, micro-batches, accumulation) is derived from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from astropt_ds.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+LARGEST_DERIVED_MICRO = 16
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML's yes and no, which Python would take for 1 and 0
+        raise ValueError("is a truth value; a whole number would be right")
+    return value
+
+
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_no_truth)]
+NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_no_truth)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys that rejects those it does not know."""
+
+    # coerce_numbers_to_str: `run.dir=2024` is a folder's name although YAML reads a number
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
+    )
+
+
+class ModalityConfig(Section):
+    """One kind of observation. Its tokens are patches of ``patch * patch * channels`` values."""
+
+    patch: Positive = 16
+    channels: Positive = 3
+
+    @property
+    def input_size(self) -> int:
+        """Values in a token."""
+        return self.patch * self.patch * self.channels
+
+
+class ModelConfig(Section):
+    """Everything that must travel with the weights."""
+
+    layers: Positive
+    heads: Positive
+    width: Positive
+    block_size: Positive = 1024  # tokens the position table holds
+    tokeniser: Literal["relu", "aim", "affine"] = "relu"  # AstroPT v1 | v2 and v3 | v3
+    attention: Literal["causal", "full"] = "causal"
+    objective: Literal["ar"] = "ar"
+    orientation: Literal["rows", "columns"] | None = None  # the tokeniser's generation if unset
+    modalities: dict[str, ModalityConfig] = {"images": ModalityConfig()}
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}")
+        if list(self.modalities) != ["images"]:
+            raise ValueError(f"modalities={list(self.modalities)}: only 'images' is known")
+        if self.orientation is None:
+            # AstroPT v1 reads rows first; v2 and v3 transpose the image (x before y).
+            inherited = "rows" if self.tokeniser == "relu" else "columns"
+            object.__setattr__(self, "orientation", inherited)
+        return self
+
+    @property
+    def images(self) -> ModalityConfig:
+        """The image modality."""
+        return self.modalities["images"]
+
+
+class AttentionConfig(Section):
+    """How attention is computed; never changes what is computed."""
+
+    kernel: Literal["auto", "flash", "sdpa", "eager"] = "auto"
+
+
+class DataConfig(Section):
+    """Where the shards lie and how they are read."""
+
+    path: str | None = None  # a folder of shards with its manifest (tools/make_shards.py)
+    image_size: Positive = 512  # stamps are centre-cropped to this side
+    workers: NonNegative = 2  # reading processes a rank; 0 reads in the training process
+    window: Positive = 16  # shards among which samples are mixed
+    augment: Literal["none", "dihedral"] = "none"  # the eight flips and rotations
+    max_bad_fraction: Fraction = 0.05  # of the samples so far (1,000 at least) before a run stops
+
+
+class BatchConfig(Section):
+    """The global batch is fixed; micro-batch and accumulation follow from the number of ranks."""
+
+    global_images: Positive = 320
+    micro: Positive | None = None  # images a rank takes at once; the largest fit up to 16 if unset
+
+    def split(self, ranks: int) -> tuple[int, int]:
+        """(micro-batch, accumulation) for a number of ranks; their product is the rank's share.
+
+        Raises:
+            UserError: the global batch cannot be split so; the message names what would fit.
+        """
+        share, rest = divmod(self.global_images, ranks)
+        if rest or not share:
+            fits = sorted({max(share, 1) * ranks, (share + 1) * ranks})
+            raise UserError(
+                f"batch.global_images={self.global_images} is no multiple of {ranks} ranks; "
+                f"{' or '.join(map(str, fits))} would be"
+            )
+        divisors = [n for n in range(1, share + 1) if share % n == 0]
+        if self.micro is None:
+            micro = max(n for n in divisors if n <= LARGEST_DERIVED_MICRO)
+        elif self.micro in divisors:
+            micro = self.micro
+        else:
+            raise UserError(
+                f"batch.micro={self.micro} does not divide a rank's {share} images "
+                f"(batch.global_images={self.global_images} over {ranks} ranks); "
+                f"one of {', '.join(map(str, divisors))} would"
+            )
+        return micro, share // micro
+
+
+class OptimConfig(Section):
+    """AdamW on two groups: weight decay for tensors of two or more dimensions only."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3  # peak
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip: Annotated[float, Field(gt=0)] = 1.0  # of the global gradient norm
+
+
+class ScheduleConfig(Section):
+    """Linear warm-up from zero, then a cosine to ``floor * lr``, then constant; in updates."""
+
+    warmup: NonNegative = 2000
+    decay_until: Positive = 29_700
+    floor: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleConfig:
+        if self.warmup > self.decay_until:
+            raise ValueError(f"warmup={self.warmup} ends after decay_until={self.decay_until}")
+        return self
+
+
+class ZeroConfig(Section):
+    """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+
+    stage: Annotated[NonNegative, Field(le=3)] = 1
+    offload: bool = False  # stage 3 only: parameters and optimizer in host memory
+
+    @model_validator(mode="after")
+    def _check(self) -> ZeroConfig:
+        if self.offload and self.stage != 3:
+            raise ValueError(f"offload=true needs stage=3, not stage={self.stage}")
+        return self
+
+
+class EvalConfig(Section):
+    """Validation on a fixed set: the first ``images`` of the validation split."""
+
+    every: Positive = 1000  # steps
+    images: Positive = 3200
+
+
+class CheckpointConfig(Section):
+    """When the run's state is saved; the last step always is."""
+
+    every: Positive = 1000  # steps
+
+
+class RunConfig(Section):
+    """The run's folder and length."""
+
+    dir: str | None = None
+    steps: Positive = 30_000
+    resume: str = "auto"  # auto | never | the path of a checkpoint
+
+
+class WandbConfig(Section):
+    """Weights & Biases; `off` never imports it."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    project: str = "astropt_ds"
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    attention: AttentionConfig = AttentionConfig()
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    zero: ZeroConfig = ZeroConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()
+    wandb: WandbConfig = WandbConfig()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        size, patch = self.data.image_size, self.model.images.patch
+        if size < patch:
+            raise ValueError(f"data.image_size={size} is smaller than a patch of {patch} pixels")
+        if size % patch:
+            below = size // patch * patch
+            raise ValueError(
+                f"data.image_size={size} is no multiple of the patch of {patch} pixels; "
+                f"{below} or {below + patch} would be"
+            )
+        if self.tokens_per_image > self.model.block_size:
+            largest = int(self.model.block_size**0.5) * patch
+            raise ValueError(
+                f"data.image_size={size} makes {self.tokens_per_image} tokens, more than "
+                f"model.block_size={self.model.block_size}; up to {largest} pixels fit"
+            )
+        if self.model.attention == "full":
+            raise ValueError(
+                "model.attention=full with model.objective=ar would show each token its own "
+                "target; causal would be right"
+            )
+        if self.zero.stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "precision=bf16 at zero.stage=0 has no fp32 master weights in DeepSpeed; "
+                "zero.stage=1 or precision=fp32 would be right"
+            )
+        return self
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Patches in an image; the model predicts all of them but the first."""
+        return (self.data.image_size // self.model.images.patch) ** 2
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, as ``config.yaml`` of the run folder holds it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(source: str | Path, overrides: list[str] | None = None) -> Config:
+    """A validated configuration from a preset's name or a YAML file, then dotted overrides.
+
+    Raises:
+        UserError: no such preset or file, not YAML, or keys and values that do not fit.
+    """
+    values = _read_yaml(source)
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(dict.fromkeys(_describe(item) for item in error.errors()))
+        raise UserError(f"configuration {source}: {problems}") from None
+
+
+def parse_command_line(argv: list[str]) -> Config | None:
+    """The configuration that a training command line asks for.
+
+    Returns None after ``--print-config``, which has then been obeyed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m astropt_ds.train",
+        description="Pretrain AstroPT. Presets: " + " ".join(preset_names()),
+        epilog="Example: --config 1m data.path=shards run.dir=runs/1m run.steps=200 zero.stage=3",
+    )
+    parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
+    parser.add_argument("--print-config", action="store_true", help="print the result and exit")
+    # the deepspeed launcher passes it; the rank comes from the environment, as with torchrun
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    arguments = parser.parse_intermixed_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return None
+    return config
+
+
+def preset_names() -> list[str]:
+    """The shipped presets, smallest model first."""
+    return sorted((p.stem for p in PRESETS.glob("*.yaml")), key=lambda n: (len(n), n))
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS / f"{source}.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"--config {source}: no such preset; one of {' '.join(preset_names())}, "
+                "or the path of a .yaml file"
+            )
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {source}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {source}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {source}: holds no mapping of keys")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: key.sub=value would be right")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: the value is not YAML") from None
+    *parents, leaf = key.split(".")
+    section = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
+    section[leaf] = value
+
+
+def _describe(item: Any) -> str:
+    """One validation error in words: the key, what is wrong with it, what would be right."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.0)
+        return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if item["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}={item['input']!r} {message}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key below a section."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if name == "modalities":
+            keys += [prefix + name, *_keys(ModalityConfig, f"{prefix}{name}.images.")]
+        elif isinstance(annotation, type) and issubclass(annotation, Section):
+            keys += [prefix + name, *_keys(annotation, f"{prefix}{name}.")]
+        else:
+            keys.append(prefix + name)
+    return keys

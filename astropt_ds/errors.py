@@ -1,0 +1,23 @@
+"""How a user's mistake ends: one clear line and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message names the file, key or value, and what fits."""
+
+
+def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(0)

@@ -1,0 +1,310 @@
+"""AstroPT: a GPT-2-like transformer that predicts the next patch of a galaxy.
+
+It knows nothing of distribution, files or data. Parameter names are those of AstroPT v3
+(``encoders``, ``embedders``, ``transformer.h``, ``decoders``), so that weights travel.
+
+Every parameter is initialised in the constructor of the module that owns it, because under
+DeepSpeed's ``zero.Init`` a parent finds only empty tensors, and from its own random stream, so
+that the weights are the same at every ZeRO stage and number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from astropt_ds.attention import attention, resolve_kernel
+from astropt_ds.config import ModelConfig
+
+INIT_STD = 0.02  # Radford et al. 2019 (GPT-2)
+
+
+@dataclass(frozen=True)
+class Init:
+    """Normal initialisation from a generator seeded by (seed, parameter name).
+
+    Attributes:
+        seed: the run's seed.
+        layers: blocks of the model, for the residual projections.
+        name: of the module being built; ends in a dot unless empty.
+    """
+
+    seed: int
+    layers: int
+    name: str = ""
+
+    def at(self, child: str) -> Init:
+        """The same, for a child module."""
+        return Init(self.seed, self.layers, f"{self.name}{child}.")
+
+    def normal_(self, parameter: Tensor) -> None:
+        """Fill the weight of this module in place.
+
+        N(0, 0.02), except that projections back into the residual stream (``c_proj``) get
+        0.02 / sqrt(2 layers) (Radford et al. 2019, section 2.3).
+        """
+        if parameter.is_meta:
+            return
+        residual = self.name.endswith("c_proj.")
+        std = INIT_STD / (2 * self.layers) ** 0.5 if residual else INIT_STD
+        digest = hashlib.sha256(f"{self.seed}/{self.name}weight".encode()).digest()
+        # numpy, not torch: zero.Init replaces torch's constructors while the model is built
+        generator = np.random.Generator(np.random.Philox(int.from_bytes(digest[:16], "little")))
+        noise = generator.standard_normal(tuple(parameter.shape), dtype=np.float32)
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(noise * np.float32(std)))
+
+
+class Linear(nn.Linear):
+    """A linear layer initialised as AstroPT's: normal weight, zero bias."""
+
+    def __init__(self, n_in: int, n_out: int, init: Init, bias: bool = False) -> None:
+        super().__init__(n_in, n_out, bias=bias)
+        init.normal_(self.weight)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+    def reset_parameters(self) -> None:
+        """Nothing: the constructor initialises, and torch's default would only cost time."""
+
+
+class MLP(nn.Module):
+    """Linear, tanh-GELU, linear, without biases.
+
+    The block's feed-forward layer, and the ``aim`` tokeniser and head (El-Nouby et al. 2024).
+    """
+
+    def __init__(self, n_in: int, hidden: int, n_out: int, init: Init) -> None:
+        super().__init__()
+        self.c_fc = Linear(n_in, hidden, init.at("c_fc"))
+        self.c_proj = Linear(hidden, n_out, init.at("c_proj"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n_in) to (..., n_out)."""
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; head h owns channels [h * d, (h + 1) * d) of q, k and v."""
+
+    def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.causal = config.attention == "causal"
+        self.kernel = kernel
+        self.c_attn = Linear(config.width, 3 * config.width, init.at("c_attn"))
+        self.c_proj = Linear(config.width, config.width, init.at("c_proj"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) to the same."""
+        batch, tokens, width = x.shape
+        qkv = self.c_attn(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        kernel = resolve_kernel(self.kernel, x.device, x.dtype)
+        mixed = attention(q, k, v, causal=self.causal, kernel=kernel)
+        return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width, bias=False)
+        self.attn = SelfAttention(config, kernel, init.at("attn"))
+        self.ln_2 = nn.LayerNorm(config.width, bias=False)
+        self.mlp = MLP(config.width, 4 * config.width, config.width, init.at("mlp"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) to the same."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Embedding(nn.Embedding):
+    """A lookup table initialised as AstroPT's."""
+
+    def __init__(self, entries: int, width: int, init: Init) -> None:
+        super().__init__(entries, width)
+        init.normal_(self.weight)
+
+    def reset_parameters(self) -> None:
+        """Nothing: the constructor initialises."""
+
+
+class Positions(nn.Module):
+    """Learned position table."""
+
+    def __init__(self, config: ModelConfig, init: Init) -> None:
+        super().__init__()
+        self.wpe = Embedding(config.block_size, config.width, init.at("wpe"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Positions of the first ``x.shape[1]`` tokens, (tokens, width)."""
+        return self.wpe(torch.arange(x.shape[1], device=x.device))
+
+
+def encoder(tokeniser: str, n_in: int, width: int, init: Init) -> nn.Module:
+    """A tokeniser: patches (..., n_in) to embeddings (..., width)."""
+    if tokeniser == "relu":
+        return nn.Sequential(
+            Linear(n_in, width, init.at("0"), bias=True),
+            nn.ReLU(),
+            Linear(width, width, init.at("2"), bias=True),
+            nn.ReLU(),
+        )
+    if tokeniser == "aim":
+        return MLP(n_in, 4 * width, width, init)
+    return Linear(n_in, width, init)
+
+
+def decoder(tokeniser: str, width: int, n_out: int, init: Init) -> nn.Module:
+    """A head: embeddings (..., width) to predicted patches (..., n_out)."""
+    if tokeniser == "relu":
+        return nn.Sequential(
+            Linear(width, 2 * width, init.at("0"), bias=True),
+            nn.ReLU(),
+            Linear(2 * width, width, init.at("2"), bias=True),
+            nn.ReLU(),
+            Linear(width, n_out, init.at("4"), bias=True),
+        )
+    if tokeniser == "aim":
+        return MLP(width, 4 * width, n_out, init)
+    return Linear(width, n_out, init)
+
+
+class AstroPT(nn.Module):
+    """The model of a :class:`~astropt_ds.config.ModelConfig`.
+
+    Args:
+        config: shape and generation.
+        seed: of the initial weights.
+        kernel: of attention: ``auto``, ``flash``, ``sdpa`` or ``eager``.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0, kernel: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        init = Init(seed, config.layers)
+        sizes = {name: modality.input_size for name, modality in config.modalities.items()}
+        self.encoders = nn.ModuleDict(
+            {
+                name: encoder(config.tokeniser, size, config.width, init.at(f"encoders.{name}"))
+                for name, size in sizes.items()
+            }
+        )
+        self.embedders = nn.ModuleDict(
+            {name: Positions(config, init.at(f"embedders.{name}")) for name in sizes}
+        )
+        self.transformer = nn.ModuleDict(
+            {
+                "h": nn.ModuleList(
+                    Block(config, kernel, init.at(f"transformer.h.{i}"))
+                    for i in range(config.layers)
+                ),
+                "ln_f": nn.LayerNorm(config.width, bias=False),
+            }
+        )
+        self.decoders = nn.ModuleDict(
+            {
+                name: decoder(config.tokeniser, config.width, size, init.at(f"decoders.{name}"))
+                for name, size in sizes.items()
+            }
+        )
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the patch that follows each token.
+
+        Args:
+            tokens: (batch, tokens, values), standardised patches in spiral order.
+            targets: the same shape: the patches that follow. Without them there is no loss.
+            weights: (batch,), of each image in the loss; ones if absent. The denominator stays
+                the number of images, so that an image of weight zero leaves the others as they are.
+
+        Returns:
+            predictions (batch, tokens, values) in the model's dtype, and the loss: the mean over
+            images of :func:`huber_per_image`, fp32, or None.
+
+        Raises:
+            ValueError: more tokens than the position table holds.
+        """
+        x = self.hidden_states(tokens, "last")
+        predictions = self.decoders["images"](self.transformer["ln_f"](x))
+        if targets is None:
+            return predictions, None
+        losses = huber_per_image(predictions, targets)
+        return predictions, (losses if weights is None else losses * weights).mean()
+
+    def hidden_states(
+        self, tokens: Tensor, layer: int | str = "last", prefix: int | None = None
+    ) -> Tensor:
+        """The output of one block, computing neither later blocks nor later tokens.
+
+        Args:
+            tokens: (batch, tokens, values), standardised patches in spiral order.
+            layer: a block's index from 0 (negative counts from the end), ``last`` (its output
+                before the final norm) or ``middle`` (block layers // 2, AstroPT v2's embedding).
+            prefix: only the first so many tokens; all if None. In a causal model they are what
+                they would be in the whole sequence.
+
+        Returns:
+            (batch, prefix or tokens, width).
+
+        Raises:
+            ValueError: no such layer or prefix, too many tokens, or a prefix of a model with full
+                attention, whose tokens depend on all others.
+        """
+        blocks = self.blocks_until(layer)
+        length = tokens.shape[1]
+        if prefix is not None:
+            if not 1 <= prefix <= length:
+                raise ValueError(f"prefix={prefix} of {length} tokens")
+            if prefix < length and self.config.attention == "full":
+                raise ValueError("a prefix is exact with causal attention only")
+            tokens = tokens[:, :prefix]
+        if tokens.shape[1] > self.config.block_size:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens; model.block_size={self.config.block_size} is the most"
+            )
+        # the dtype of the final norm, which is partitioned under ZeRO-3 but keeps its dtype
+        x = tokens.to(self.transformer["ln_f"].weight.dtype)
+        x = self.encoders["images"](x) + self.embedders["images"](x)
+        for block in self.transformer["h"][:blocks]:
+            x = block(x)
+        return x
+
+    def blocks_until(self, layer: int | str) -> int:
+        """How many blocks produce the named layer.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        layers = self.config.layers
+        named: dict[Any, int] = {"last": layers - 1, "middle": layers // 2}
+        index = named.get(layer, layer)
+        if not isinstance(index, int) or not -layers <= index < layers:
+            raise ValueError(
+                f"layer {layer!r}: 'last', 'middle' or a number from {-layers} to {layers - 1} fits"
+            )
+        return index % layers + 1
+
+
+def huber_per_image(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Huber loss with delta 1 (Huber 1964), averaged over the tokens and values of each image.
+
+    Args:
+        predictions, targets: (batch, tokens, values); compared in fp32.
+
+    Returns:
+        (batch,), fp32.
+    """
+    losses = F.huber_loss(predictions.float(), targets.float(), reduction="none")
+    return losses.mean(dim=(1, 2))
