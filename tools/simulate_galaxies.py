@@ -24,9 +24,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, required=True, help="number of stamps")
     parser.add_argument("--side", type=int, default=128, help="pixels, 0.262 arcsec each (128)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another survey (0)")
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="default: one a CPU"
-    )
+    # The CPUs that this job may use, where the system tells: a cluster node has more.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.add_argument("--processes", type=int, default=cpus or 1, help=f"one a CPU ({cpus})")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     output = simulate_survey(**vars(options))

@@ -12,8 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from astropt_ds.config import Config
 from astropt_ds.data.order import Order, dihedral_element
 from astropt_ds.data.reader import PADDING, Batch, Reader
+from astropt_ds.data.shards import Split
+from astropt_ds.errors import UserError
+from astropt_ds.tokens import grid
 
 PREFETCH = 2  # micro-batches a worker keeps ready
 
@@ -85,19 +89,82 @@ class Loader:
             yield [next(batches) for _ in range(self.accumulation)]
 
 
-def fixed_batches(
-    reader: Reader, images: int, *, micro: int, rank: int, ranks: int, workers: int
-) -> Iterator[Batch]:
-    """The first ``images`` rows of a split, dealt to the ranks in equal numbers of batches.
+class Galaxies:
+    """The data of a run: training batches and the fixed validation set, for one rank.
 
-    Every rank makes as many forward passes as the others; what is left over is padding.
+    Args:
+        config: the run's.
+        rank, ranks: this process and how many there are.
+
+    Attributes:
+        hash: of the training split, which a resumed run must find unchanged.
+        warning: what is known to be wrong with the data before the run starts, or None.
+
+    Raises:
+        UserError: no shards, or shards that do not fit the configuration.
     """
-    images = min(images, len(reader.split))
-    passes = -(-images // (micro * ranks))
-    rows = np.full(passes * ranks * micro, PADDING, dtype=np.int64)
-    rows[:images] = np.arange(images)
-    mine = list(rows.reshape(passes, ranks, micro)[:, rank])
-    yield from _data_loader(_FixedBatches(reader), mine, workers)
+
+    def __init__(self, config: Config, rank: int, ranks: int) -> None:
+        if config.data.path is None:
+            raise UserError("data.path is missing: the folder that tools/make_shards.py wrote")
+        channels = config.model.images.channels
+        size, patch = config.data.image_size, config.model.images.patch
+        self.grid = grid(size, patch, str(config.model.orientation))
+        self.images = config.eval.images
+        self.rank, self.ranks, self.workers = rank, ranks, config.data.workers
+        self.micro, accumulation = config.batch.split(ranks)
+        train, val = Split(config.data.path, "train"), Split(config.data.path, "val")
+        if train.manifest.channels != channels:
+            raise UserError(
+                f"data.path={config.data.path}: images of {train.manifest.channels} channels; "
+                f"model.modalities.images.channels={channels} needs others"
+            )
+        self.warning = _too_small(train, config)
+        self.hash = train.hash
+        self.validation = Reader(val, self.grid, channels)
+        self.training = Loader(
+            Reader(train, self.grid, channels),
+            Order(train.shard_samples, config.seed, config.data.window),
+            micro=self.micro,
+            accumulation=accumulation,
+            rank=rank,
+            ranks=ranks,
+            workers=config.data.workers,
+            augment=config.data.augment,
+        )
+
+    def fixed(self) -> Iterator[Batch]:
+        """This rank's share of the validation set: its first images, dealt out in equal numbers.
+
+        Every rank makes as many forward passes as the others; what is left over is padding.
+        """
+        images = min(self.images, len(self.validation.split))
+        passes = -(-images // (self.micro * self.ranks))
+        rows = np.full(passes * self.ranks * self.micro, PADDING, dtype=np.int64)
+        rows[:images] = np.arange(images)
+        mine = list(rows.reshape(passes, self.ranks, self.micro)[:, self.rank])
+        yield from _data_loader(_FixedBatches(self.validation), mine, self.workers)
+
+
+def _too_small(split: Split, config: Config) -> str | None:
+    """A warning about images smaller than the declared size.
+
+    Raises:
+        UserError: they are more than the run would put up with.
+    """
+    size = config.data.image_size
+    small = split.smaller_than(size)
+    if not small:
+        return None
+    message = f"{small} of {len(split)} training images are smaller than data.image_size={size}"
+    if small > config.data.max_bad_fraction * len(split):
+        largest = int(np.minimum(split.index["width"], split.index["height"]).min())
+        patch = config.model.images.patch
+        raise UserError(
+            f"{message}, more than data.max_bad_fraction={config.data.max_bad_fraction}; "
+            f"all have {largest // patch * patch} pixels"
+        )
+    return f"{message}; their slots get weight zero"
 
 
 def _data_loader(dataset: Dataset[Batch], items: list, workers: int) -> DataLoader[Batch]:

@@ -145,22 +145,21 @@ def draw_galaxy(rng: np.random.Generator) -> Galaxy:
         radius = 206.265 * kpc * (1 + redshift) ** 2 / _distance(redshift)
         bulge = rng.beta(3.2, 2.8) if red else rng.beta(1.3, 6.5)
         # Oblate spheroids seen at one inclination: a thin disc and a rounder bulge.
-        cosine = rng.random()
         thickness = np.array([rng.uniform(0.14, 0.24), 0.6])
-        q_disc, q_bulge = np.hypot(cosine * np.sqrt(1 - thickness**2), thickness)
+        q_disc, q_bulge = np.hypot(rng.random() * np.sqrt(1 - thickness**2), thickness)
         q = bulge * q_bulge + (1 - bulge) * q_disc
         bounds = ((redshift, 0.02, 0.45), (colour, 0.47, 1.55), (radius, 0.7, 5), (q, 0.16, 0.99))
         if all(low <= value <= high for value, low, high in bounds):
             break
     mag = mag_r + np.array([colour, 0.0, -0.05 - 0.55 * colour + rng.normal(0, 0.04)])
     # Bulges are redder than their discs, most of all in blue galaxies.
-    gradient = 0.05 if red else 0.2
+    gradient = (0.1 if red else 0.22) * (1 - bulge)
     flux_bulge = _flux(mag) * bulge * _flux(22.5 + gradient * np.array([1.0, 0.0, -0.6]))
     ratio = rng.uniform(0.7, 1.0) if red else rng.uniform(0.25, 0.6)
     radius_disc = radius / _composite_radius(bulge, ratio)
-    values = map(float, (*mag, redshift, radius, bulge, q, 180 * rng.random()))
+    values = (*mag, redshift, radius, bulge, q, 180 * rng.random())
     return Galaxy(
-        labels=dict(zip(LABELS, values, strict=True)),
+        labels={label: float(value) for label, value in zip(LABELS, values, strict=True)},
         flux_bulge=flux_bulge,
         flux_disc=_flux(mag) - flux_bulge,
         radius_bulge=radius_disc * ratio,
@@ -186,7 +185,7 @@ _MODULUS_GRID = 5 * np.log10(_distance(_REDSHIFT_GRID)) + 25 + _REDSHIFT_GRID
 
 
 def _composite_radius(bulge: float, ratio: float) -> float:
-    """Half-light radius of the whole, in that of the disc; ``ratio`` is the bulge's to the disc's."""
+    """Half-light radius of the whole; unit: the disc's. ``ratio``: the bulge's, in this unit."""
     radius = np.linspace(0.05, 2.0, 400)
     y = 1.67835 * radius
     disc_inside = 1 - (1 + y) * np.exp(-y)
@@ -212,7 +211,7 @@ def _observe(galaxy: Galaxy, side: int, rng: np.random.Generator) -> np.ndarray:
         psf = galsim.Moffat(beta=3.5, fwhm=seeing[band], gsparams=params)
         image = galsim.ImageF(images[band], scale=PIXEL_SCALE)
         galsim.Convolve(sky, psf).drawImage(image, method="no_pixel")  # the seeing has the pixel
-    noise_pixels = 4 * math.pi * (seeing / 2.355 / PIXEL_SCALE) ** 2
+    noise_pixels = 4 * math.pi * (seeing / 2.355 / PIXEL_SCALE) ** 2  # of a point source
     sigma = _flux(depth) / 5 / np.sqrt(noise_pixels)
     return images + sigma[:, None, None] * rng.standard_normal(images.shape, np.float32)
 
@@ -231,14 +230,14 @@ def _components(galaxy: Galaxy, rng: np.random.Generator) -> list[tuple[Any, np.
         (disc.shear(q=galaxy.q_disc, beta=angle), galaxy.flux_disc - knots),
     ]
     if galaxy.knot_share > 0:
-        # Along two logarithmic spiral arms, or all over the disc; major axis real, minor imaginary.
+        # Along two logarithmic spiral arms, or all over a disc without arms.
         radius = galaxy.radius_disc * rng.uniform(0.4, 2.0, KNOTS)
         pitch = math.radians(rng.uniform(14, 30)) * rng.choice([-1, 1])
         theta = np.log(radius / galaxy.radius_disc) / math.tan(pitch) + math.pi * np.arange(KNOTS)
         scatter = 0.2 if rng.random() < 0.7 else math.pi
         theta += rng.uniform(0, 2 * math.pi) + scatter * rng.standard_normal(KNOTS)
-        places = radius * (np.cos(theta) + 1j * galaxy.q_disc * np.sin(theta))
-        places *= np.exp(1j * angle.rad)
+        along, across = radius * np.cos(theta), radius * galaxy.q_disc * np.sin(theta)
+        places = (along + 1j * across) * np.exp(1j * angle.rad)
         knot = galsim.Gaussian(sigma=0.12 * galaxy.radius_disc)
         for place, share in zip(places, rng.dirichlet(np.full(KNOTS, 4.0)), strict=True):
             parts.append((knot.shift(place.real, place.imag), share * knots))
@@ -254,9 +253,8 @@ def _neighbours(side: int, rng: np.random.Generator) -> list[tuple[Any, np.ndarr
         colour = rng.normal(0.75, 0.3)
         profile = galsim.DeltaFunction()
         if rng.random() < 0.7:
-            angle = rng.uniform(0, 180) * galsim.degrees
-            profile = galsim.Exponential(half_light_radius=rng.uniform(0.2, 0.8))
-            profile = profile.shear(q=rng.uniform(0.3, 1), beta=angle)
+            disc = galsim.Exponential(half_light_radius=rng.uniform(0.2, 0.8))
+            profile = disc.shear(q=rng.uniform(0.3, 1), beta=rng.uniform(0, 180) * galsim.degrees)
         place = rng.uniform(-width / 2, width / 2, 2)
         flux = _flux(mag_r + np.array([colour, 0.0, -0.05 - 0.55 * colour]))
         parts.append((profile.shift(*place), flux))
@@ -269,9 +267,9 @@ def _write_stamp(index: int, folder: Path, seed: int, side: int, quality: int) -
     file = f"images/{index:06d}.jpg"
     (folder / file).write_bytes(simplejpeg.encode_jpeg(image, quality=quality))
     rng = np.random.default_rng([seed, index, 1])  # the 1: another stream than the stamp's
-    dec = math.degrees(math.asin(rng.uniform(*np.sin(np.radians([-15, 30])))))
-    position = {"ra": rng.uniform(0, 360), "dec": dec}
-    return {"id": f"sim-{index:06d}", "file": file, **position, **labels}
+    ra, sin_dec = rng.uniform([0, np.sin(np.radians(-15))], [360, np.sin(np.radians(30))])
+    dec = math.degrees(math.asin(sin_dec))
+    return {"id": f"sim-{index:06d}", "file": file, "ra": ra, "dec": dec, **labels}
 
 
 def _map(work: Callable[[int], Any], count: int, processes: int) -> Generator[Any, None, None]:

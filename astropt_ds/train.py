@@ -1,0 +1,50 @@
+"""Pretrain AstroPT: ``python -m astropt_ds.train --config 1m data.path=DIR run.dir=DIR``.
+
+The same command under ``torchrun`` or ``deepspeed --module`` trains on many devices.
+"""
+
+from __future__ import annotations
+
+from astropt_ds.config import Config, parse_command_line
+from astropt_ds.data.loader import Galaxies
+from astropt_ds.errors import run_cli
+from astropt_ds.model import AstroPT
+from astropt_ds.training.engine import Engine, partitioned
+from astropt_ds.training.ranks import Ranks, check_precision, start
+from astropt_ds.training.run import Run
+from astropt_ds.training.validation import validate
+
+
+def main(argv: list[str]) -> None:
+    """Read the configuration, join the other ranks, train."""
+    config = parse_command_line(argv)
+    if config is not None:
+        with start() as ranks:
+            train(config, ranks)
+
+
+def train(config: Config, ranks: Ranks) -> None:
+    """Predict the next patch of every galaxy, in spiral order, under a Huber loss."""
+    check_precision(config.precision, ranks.device)
+    with ranks.together():
+        galaxies = Galaxies(config, ranks.rank, ranks.size)
+    run = Run(config, galaxies, ranks)
+
+    with partitioned(config, ranks):
+        model = AstroPT(config.model, seed=config.seed, kernel=config.attention.kernel)
+    engine = Engine(model, config, ranks)
+    run.resume(engine)
+
+    if run.step == 0:
+        run.record_validation(validate(engine, galaxies))
+    for batches in run.timed(galaxies.training.steps(run.step, config.run.steps)):
+        run.record_step(engine.step(batches), batches)
+        if run.due(config.eval.every):
+            run.record_validation(validate(engine, galaxies))
+        if run.due(config.checkpoint.every):
+            run.save(engine)
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_cli(main)

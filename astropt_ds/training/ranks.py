@@ -1,0 +1,123 @@
+"""The processes of a run: who this one is, what it computes on, and how they agree."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from astropt_ds.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others.
+
+    Attributes:
+        rank: from 0 to size - 1.
+        size: processes in the run.
+        device: what this one computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device's name as its vendor gives it; ``cpu`` for a processor."""
+        cuda = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if cuda else "cpu"
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all ranks, in float64."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's small picklable value, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """If any rank fails in this block by a user's mistake, all do, with the same message.
+
+        Without it the others would wait for that rank in their next collective.
+        """
+        problem = None
+        try:
+            yield
+        except (UserError, OSError) as error:
+            problem = str(error)
+        problems = self.gather(problem)
+        if any(problems):
+            rank = next(rank for rank, problem in enumerate(problems) if problem)
+            everywhere = all(problem == problems[rank] for problem in problems)
+            raise UserError(problems[rank] if everywhere else f"rank {rank}: {problems[rank]}")
+
+
+@contextmanager
+def start() -> Iterator[Ranks]:
+    """Join the process group that torchrun or deepspeed described, or make one of this process.
+
+    The device is the local rank's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu.
+    """
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = _device(int(os.environ["LOCAL_RANK"]))
+    # gloo beside nccl: objects and the CPU's own tensors need no GPU
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=size)
+    try:
+        yield Ranks(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        # a scheduler may show each process its own device only
+        index = local_rank if torch.cuda.device_count() > 1 else 0
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    return torch.device("cpu")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device does not have.
+
+    Raises:
+        UserError: bf16 on a GPU without it.
+    """
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UserError(
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; fp32 would be right"
+        )

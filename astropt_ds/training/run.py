@@ -1,0 +1,327 @@
+"""A run: its folder, its counters, and what it records, shows, saves and resumes from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from astropt_ds.attention import resolve_kernel
+from astropt_ds.config import Config
+from astropt_ds.data.loader import Galaxies
+from astropt_ds.data.reader import Batch, Fault
+from astropt_ds.errors import UserError
+from astropt_ds.flops import mfu, training_flops
+from astropt_ds.training import checkpoint
+from astropt_ds.training.engine import Engine, StepResult
+from astropt_ds.training.metrics import METRICS, Metrics
+from astropt_ds.training.progress import Progress
+from astropt_ds.training.ranks import Ranks
+from astropt_ds.training.samples import reconstruction_picture
+from astropt_ds.training.validation import Validation
+
+PACKAGES = ("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg", "flash-attn")
+ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
+
+T = TypeVar("T")
+
+
+class Run:
+    """The state of a run outside the engine; all ranks have one, rank 0 writes.
+
+    Args:
+        config: the run's.
+        galaxies: its data.
+        ranks: its processes.
+
+    Attributes:
+        step: batches consumed.
+
+    Raises:
+        UserError: the folder is not named, not writable, or holds a run that may not be resumed.
+    """
+
+    def __init__(self, config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
+        self.config, self.galaxies, self.ranks = config, galaxies, ranks
+        self.step = 0
+        self.bad_samples = 0
+        self.first_validation: Validation | None = None
+        self.last_validation: Validation | None = None
+        self.data_wait = 0.0
+        self._clock = time.monotonic()
+        if config.run.dir is None:
+            raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
+        self.dir = Path(config.run.dir)
+        with ranks.together():
+            if ranks.main:
+                self._prepare_folder()
+        self.metrics: Metrics | None = None
+        self.progress: Progress | None = None
+
+    # The course of a run.
+
+    def resume(self, engine: Engine) -> None:
+        """Load the checkpoint that run.resume names, if any, and open the records. Collective.
+
+        Raises:
+            UserError: a resume was asked for and nothing fits.
+        """
+        wanted = self.config.run.resume
+        source = self.dir if wanted == "auto" else Path(wanted)
+        found, passed_over = None, []
+        if wanted != "never":
+            found, passed_over = checkpoint.find(source, self.ranks)
+        if found is None and (passed_over or wanted not in ("auto", "never")):
+            raise UserError(
+                f"run.resume={wanted}: no checkpoint verifies below {source}"
+                + "".join(f"; {line}" for line in passed_over)
+            )
+        if found is not None:
+            self._load(found, engine)
+        if self.ranks.main:
+            self.metrics = Metrics(self.dir, self.step, self.config)
+            self.progress = Progress(
+                self.step, self.config.run.steps, self.config.tokens_per_image
+            )
+        for line in passed_over:
+            self.event("checkpoint_passed_over", f"passed over {line}")
+        self.event("start", self._start_line(found))
+        if self.galaxies.warning:
+            self.event("data", f"warning: {self.galaxies.warning}")
+        if self.config.run.steps <= self.config.schedule.warmup:
+            warmup = self.config.schedule.warmup
+            self.event("schedule", f"warning: the run ends within schedule.warmup={warmup} updates")
+        self._clock = time.monotonic()
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, noting how long each was waited for."""
+        iterator = iter(batches)
+        while True:
+            start = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.data_wait = time.monotonic() - start
+            yield batch
+
+    def record_step(self, result: StepResult, batches: list[Batch]) -> None:
+        """Count and record a step. Collective where samples failed.
+
+        Raises:
+            UserError: too many samples failed.
+        """
+        self.step += 1
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        images = self.config.batch.global_images
+        self.bad_samples += result.bad
+        if self.ranks.main:
+            assert self.metrics and self.progress
+            rate = images * self.config.tokens_per_image / seconds
+            self.metrics.write(
+                "train",
+                self.step,
+                updates=self.step,
+                **self._counters(),
+                loss=result.loss,
+                lr=result.lr,
+                grad_norm=result.grad_norm,
+                skipped=0,
+                tokens_per_s=rate,
+                mfu=self._mfu(rate),
+                data_wait_s=self.data_wait,
+                memory_bytes=self._memory(),
+                bad_samples=self.bad_samples,
+            )
+            self.progress.update(self.step, result.loss, result.lr, images, seconds)
+        if result.bad:
+            self._record_faults([fault for batch in batches for fault in batch.faults])
+
+    def record_validation(self, validation: Validation) -> None:
+        """Record a validation, its failures and its picture. Collective."""
+        if self.first_validation is None:  # the set is fixed: its faults are told once
+            self.first_validation = validation
+            self._report("bad_validation_sample", validation.faults)
+        self.last_validation = validation
+        if self.ranks.main:
+            assert self.metrics and self.progress
+            scores = {"loss": validation.loss, "n": validation.n}
+            baselines = {"loss_zeros": validation.zeros, "loss_previous": validation.previous}
+            self.metrics.write("val", self.step, **self._counters(), **scores, **baselines)
+            self.progress.say(
+                f"step {self.step}: validation loss {validation.loss:.4f} on {validation.n} images "
+                f"(zeros {validation.zeros:.4f}, previous patch {validation.previous:.4f})"
+            )
+            picture = reconstruction_picture(
+                validation.patches, validation.predictions, self.galaxies.grid
+            )
+            picture.save(self.dir / "samples" / f"step-{self.step:08d}.png")
+        self._clock = time.monotonic()
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the last, happens now."""
+        return self.step % every == 0 or self.step == self.config.run.steps
+
+    def save(self, engine: Engine) -> None:
+        """Write a checkpoint. Collective."""
+        start = time.monotonic()
+        state = {
+            "updates": engine.updates,
+            "bad_samples": self.bad_samples,
+            "identity": self._identity(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        path = checkpoint.save(self.dir, self.step, engine.fragments(), state, self.ranks)
+        seconds = time.monotonic() - start
+        self.event("checkpoint", f"saved {path} in {seconds:.1f} s")
+        self._clock = time.monotonic()
+
+    def finish(self) -> None:
+        """Say how it went and close the records."""
+        first, last = self.first_validation, self.last_validation
+        if self.ranks.main:
+            assert self.metrics and self.progress
+            if first and last:
+                self.event(
+                    "finish",
+                    f"done: validation loss {first.loss:.4f} -> {last.loss:.4f} "
+                    f"(zeros {last.zeros:.4f}, previous patch {last.previous:.4f}); "
+                    f"pictures in {self.dir / 'samples'}",
+                )
+            self.progress.close()
+            self.metrics.close()
+
+    def event(self, name: str, text: str, **values: Any) -> None:
+        """Record and show that something happened; on rank 0."""
+        if self.ranks.main:
+            assert self.metrics and self.progress
+            self.metrics.write("event", self.step, event=name, text=text, **values)
+            self.progress.say(text)
+
+    # Failing samples.
+
+    def _record_faults(self, faults: list[Fault]) -> None:
+        self._report("bad_sample", faults)
+        samples = max(self.step * self.config.batch.global_images, ENOUGH_SAMPLES)
+        if self.bad_samples > self.config.data.max_bad_fraction * samples:
+            raise UserError(
+                f"{self.bad_samples} of {self.step * self.config.batch.global_images} samples "
+                f"failed, more than data.max_bad_fraction={self.config.data.max_bad_fraction} of "
+                f"{samples}; each is a bad_sample in {self.dir / METRICS}"
+            )
+
+    def _report(self, event: str, faults: list[Fault]) -> None:
+        for fault in (fault for faults in self.ranks.gather(faults) for fault in faults):
+            text = f"bad sample {fault.shard} {fault.key}: {fault.reason}"
+            self.event(event, text, shard=fault.shard, key=fault.key)
+
+    # What a run knows about itself.
+
+    def _counters(self) -> dict[str, int]:
+        samples = self.step * self.config.batch.global_images
+        tokens = self.config.tokens_per_image
+        return {
+            "samples": samples,
+            "tokens": samples * tokens,
+            "flops": samples * training_flops(self.config.model, tokens),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the one that wrote the checkpoint."""
+        dumped = self.config.model_dump(mode="json")
+        return {
+            "model": dumped["model"],
+            "seed": self.config.seed,
+            "batch.global_images": self.config.batch.global_images,
+            "data.image_size": self.config.data.image_size,
+            "data.window": self.config.data.window,
+            "data.augment": self.config.data.augment,
+            "training shards": self.galaxies.hash,
+        }
+
+    def _load(self, path: Path, engine: Engine) -> None:
+        with self.ranks.together():
+            state = checkpoint.read_manifest(path)["state"]
+            for key, now in self._identity().items():
+                then = state["identity"].get(key)
+                if then != now:
+                    raise UserError(f"{path} was made with {key}={then}; this run has {now}")
+            manifest = checkpoint.load(path, engine.fragments())
+        engine.restored(state["updates"])
+        self.step = manifest["step"]
+        self.bad_samples = state["bad_samples"]
+
+    def _prepare_folder(self) -> None:
+        if self.config.run.resume == "never" and (self.dir / METRICS).exists():
+            raise UserError(
+                f"run.dir={self.dir}: holds a run already and run.resume=never; "
+                "name another folder, or run.resume=auto"
+            )
+        (self.dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (self.dir / "samples").mkdir(exist_ok=True)
+        (self.dir / "config.yaml").write_text(self.config.to_yaml())
+        environment = json.dumps(self._environment(), indent=1) + "\n"
+        (self.dir / "environment.json").write_text(environment)
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "commit": _commit(),
+            "ranks": self.ranks.size,
+            "device": self.ranks.device_name,
+            "processor": platform.processor() or platform.machine(),
+            "attention_kernel": self._kernel(),
+            "zero_stage": self.config.zero.stage,
+            "precision": self.config.precision,
+        }
+
+    def _kernel(self) -> str:
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        return resolve_kernel(self.config.attention.kernel, self.ranks.device, dtype)
+
+    def _start_line(self, found: Path | None) -> str:
+        micro, accumulation = self.config.batch.split(self.ranks.size)
+        return (
+            f"{'resuming ' + str(found) if found else 'starting'} at step {self.step} of "
+            f"{self.config.run.steps}: {self.ranks.size} x {self.ranks.device_name}, ZeRO-"
+            f"{self.config.zero.stage}, {self.config.precision}, attention {self._kernel()}, "
+            f"global batch {self.config.batch.global_images} = {self.ranks.size} ranks x "
+            f"{micro} images x {accumulation} accumulation"
+        )
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        tokens = self.config.tokens_per_image
+        name, devices = self.ranks.device_name, self.ranks.size
+        return mfu(self.config.model, tokens, tokens_per_second, name, devices)
+
+    def _memory(self) -> int:
+        """Peak bytes: of the device, or of this process where the device is the processor."""
+        if self.ranks.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
