@@ -1,0 +1,1 @@
+"""Survey images to shards, and shards to batches."""

@@ -22,13 +22,14 @@ from astropt_ds.errors import UserError
 from astropt_ds.flops import mfu, training_flops
 from astropt_ds.training import checkpoint
 from astropt_ds.training.engine import Engine, StepResult
-from astropt_ds.training.metrics import METRICS, Metrics
+from astropt_ds.training.metrics import METRICS, Metrics, read_metrics
 from astropt_ds.training.progress import Progress
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.samples import reconstruction_picture
 from astropt_ds.training.validation import Validation
 
 PACKAGES = ("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg", "flash-attn")
+COMPLETE = "complete"
 ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
 
 T = TypeVar("T")
@@ -53,10 +54,9 @@ class Run:
         self.config, self.galaxies, self.ranks = config, galaxies, ranks
         self.step = 0
         self.bad_samples = 0
-        self.first_validation: Validation | None = None
-        self.last_validation: Validation | None = None
         self.data_wait = 0.0
         self._clock = time.monotonic()
+        self._validated = False
         if config.run.dir is None:
             raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
         self.dir = Path(config.run.dir)
@@ -148,10 +148,9 @@ class Run:
 
     def record_validation(self, validation: Validation) -> None:
         """Record a validation, its failures and its picture. Collective."""
-        if self.first_validation is None:  # the set is fixed: its faults are told once
-            self.first_validation = validation
+        if not self._validated:  # the set is fixed: its faults are told once
             self._report("bad_validation_sample", validation.faults)
-        self.last_validation = validation
+        self._validated = True
         if self.ranks.main:
             assert self.metrics and self.progress
             scores = {"loss": validation.loss, "n": validation.n}
@@ -186,17 +185,16 @@ class Run:
         self._clock = time.monotonic()
 
     def finish(self) -> None:
-        """Say how it went and close the records."""
-        first, last = self.first_validation, self.last_validation
+        """Say how the whole run went, also in the file ``complete``, and close the records."""
         if self.ranks.main:
             assert self.metrics and self.progress
-            if first and last:
-                self.event(
-                    "finish",
-                    f"done: validation loss {first.loss:.4f} -> {last.loss:.4f} "
-                    f"(zeros {last.zeros:.4f}, previous patch {last.previous:.4f}); "
-                    f"pictures in {self.dir / 'samples'}",
-                )
+            losses = [r["loss"] for r in read_metrics(self.dir) if r["kind"] == "val"]
+            text = (
+                f"complete at step {self.step}: validation loss {losses[0]:.4f} -> "
+                f"{losses[-1]:.4f}; pictures in {self.dir / 'samples'}"
+            )
+            self.event("finish", text)
+            (self.dir / COMPLETE).write_text(text + "\n")
             self.progress.close()
             self.metrics.close()
 
@@ -268,6 +266,7 @@ class Run:
             )
         (self.dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (self.dir / "samples").mkdir(exist_ok=True)
+        (self.dir / COMPLETE).unlink(missing_ok=True)
         (self.dir / "config.yaml").write_text(self.config.to_yaml())
         environment = json.dumps(self._environment(), indent=1) + "\n"
         (self.dir / "environment.json").write_text(environment)

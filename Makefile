@@ -1,0 +1,55 @@
+# The two commands: `make demo` trains a small model, `make test` runs the tests.
+# Both make the environment first; nothing that is done already is done again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+
+# Make the demo from real images instead: make demo DATA=FOLDER
+DATA ?=
+DEMO := demo/$(if $(DATA),$(notdir $(abspath $(DATA))),simulated)
+STAMPS := demo/stamps
+RANKS ?= 2
+
+export DS_BUILD_OPS := 0
+
+.PHONY: venv demo test lint clean
+
+venv: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml requirements-cpu.txt tests/requirements-oracle.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(if $(GPU),-e .[dev,demo],-r requirements-cpu.txt)
+	$(BIN)/pip install --quiet --no-deps -r tests/requirements-oracle.txt
+	touch $@
+
+demo: $(DEMO)/run/complete
+	@cat $<
+
+$(STAMPS)/catalogue.csv: | venv
+	$(BIN)/python tools/simulate_galaxies.py --output $(STAMPS) --count 4000 --side 96
+
+ifeq ($(DATA),)
+$(DEMO)/shards/manifest.json: $(STAMPS)/catalogue.csv
+	$(BIN)/python tools/make_shards.py --images $(STAMPS) --catalogue $(STAMPS)/catalogue.csv \
+	    --output $(DEMO)/shards --val-fraction 0.05 --test-fraction 0.05
+else
+$(DEMO)/shards/manifest.json: | venv
+	$(BIN)/python tools/make_shards.py --images $(DATA) --min-side 96 \
+	    --output $(DEMO)/shards --val-fraction 0.05 --test-fraction 0.05
+endif
+
+$(DEMO)/run/complete: $(DEMO)/shards/manifest.json
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m astropt_ds.train \
+	    --config demo data.path=$(DEMO)/shards run.dir=$(DEMO)/run
+
+test: venv
+	$(BIN)/python -m pytest tests
+
+lint: venv
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

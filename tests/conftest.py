@@ -1,0 +1,139 @@
+"""Fixtures: small synthetic surveys, the real one where it lies, and launched processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import simplejpeg
+
+from astropt_ds.data.ingest import Job, make_shards
+
+REPOSITORY = Path(__file__).parent.parent
+REQUIRED = os.environ.get("ASTROPT_REQUIRE", "").split(",")
+
+
+def pytest_runtest_makereport(item, call):
+    """Where ASTROPT_REQUIRE names what a test needs, a skip for its absence is a failure."""
+    needs = item.get_closest_marker("needs")
+    skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
+    if needs and needs.args[0] in REQUIRED and skipped:
+        call.excinfo = pytest.ExceptionInfo.from_exception(
+            AssertionError(f"required but skipped: {call.excinfo.value}")
+        )
+
+
+def blob(seed: int, side: int = 64) -> np.ndarray:
+    """A galaxy of sorts: a coloured Gaussian with noise, (side, side, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] - side / 2
+    q, size, angle = rng.uniform(0.3, 1), rng.uniform(0.08, 0.2) * side, rng.uniform(0, np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    light = np.exp(-0.5 * ((u / size) ** 2 + (v / size / q) ** 2))[..., None]
+    image = 20 + 200 * light * rng.uniform(0.4, 1, 3) + rng.normal(0, 6, (side, side, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write_images(folder: Path, count: int, side: int = 64, **columns) -> Path:
+    """Blobs as JPEG files with a catalogue beside them; returns the catalogue's path."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i in range(count):
+        file = f"images/{i:05d}.jpg"
+        (folder / file).write_bytes(simplejpeg.encode_jpeg(blob(i, side), quality=90))
+        rows.append({"id": f"g{i:05d}", "file": file, "number": i})
+    table = pd.DataFrame(rows).assign(**columns)
+    table.to_csv(folder / "catalogue.csv", index=False)
+    return folder / "catalogue.csv"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """Shards of 150 blobs of 64 pixels, several shards a split. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("survey")
+    catalogue = write_images(folder, 150)
+    job = Job(
+        images=folder,
+        catalogue=catalogue,
+        output=folder / "shards",
+        samples_per_shard=20,
+        val_fraction=0.15,
+        test_fraction=0.1,
+    )
+    make_shards(job)
+    return folder / "shards"
+
+
+TINY = (
+    "model.layers=2",
+    "model.heads=2",
+    "model.width=32",
+    "data.image_size=64",
+    "data.workers=0",
+    "batch.global_images=12",
+    "schedule.warmup=2",
+    "precision=fp32",
+    "eval.every=4",
+    "checkpoint.every=3",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny(shards) -> tuple[str, ...]:
+    """Overrides of the 1m preset that make a run of the small shards seconds long."""
+    return (*TINY, f"data.path={shards}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+Launch = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    """Run a module or script on several ranks: ``launch(2, "-m", "astropt_ds.train", ...)``."""
+
+    def run(ranks: int, *command: str, launcher: str = "torchrun", timeout: float = 300):
+        port = str(free_port())
+        prefix = {
+            "torchrun": [
+                *(sys.executable, "-m", "torch.distributed.run"),
+                *("--nproc-per-node", str(ranks), "--master-port", port),
+            ],
+            "deepspeed": [
+                *(sys.executable, "-m", "deepspeed.launcher.runner"),
+                *("--num_gpus", str(ranks), "--master_port", port),
+            ],
+            "python": [sys.executable],
+        }[launcher]
+        arguments = [str(argument) for argument in command]
+        if launcher == "deepspeed" and arguments[0] == "-m":
+            arguments[0] = "--module"
+        environment = {
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        return subprocess.run(
+            [*prefix, *arguments],
+            env=environment,
+            cwd=REPOSITORY,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+        )
+
+    return run

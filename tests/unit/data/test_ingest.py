@@ -1,0 +1,242 @@
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from astropt_ds.data.ingest import Job, key_of, make_shards, split_of
+from astropt_ds.data.shards import Split, read_manifest
+from astropt_ds.errors import UserError
+from tests.conftest import REPOSITORY, blob, write_images
+
+
+def members(folder):
+    """{split: {key: {suffix: bytes}}} as any tar reader sees it."""
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        split = found.setdefault(path.name.rpartition("-")[0], {})
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                split.setdefault(key, {})[suffix] = tar.extractfile(member).read()
+    return found
+
+
+@pytest.fixture
+def survey(tmp_path):
+    """(Job, table) of 40 images in groups of four, with a gap and a flag among the labels."""
+    group = [f"field{i // 4}" for i in range(40)]
+    z = [None if i == 5 else i / 40 for i in range(40)]
+    catalogue = write_images(tmp_path, 40, redshift=z, field=group)
+    job = Job(
+        images=tmp_path,
+        catalogue=catalogue,
+        output=tmp_path / "shards",
+        samples_per_shard=7,
+        val_fraction=0.2,
+        test_fraction=0.2,
+    )
+    return job, pd.read_csv(catalogue)
+
+
+def test_every_image_is_in_one_split_with_its_bytes_and_labels(survey):
+    job, table = survey
+    report = make_shards(job)
+    found = members(job.output)
+    assert {split: len(keys) for split, keys in found.items()} == {
+        split: n for split, n in report.samples.items() if n
+    }
+    everything = {key: parts for keys in found.values() for key, parts in keys.items()}
+    assert len(everything) == sum(report.samples.values()) == 40
+    for row in table.to_dict("records"):
+        parts = everything[row["id"]]
+        assert parts["jpg"] == (job.images / row["file"]).read_bytes()
+        labels = json.loads(parts["json"])
+        assert labels["id"] == row["id"] and labels["number"] == row["number"]
+        assert labels["redshift"] == (None if row["id"] == "g00005" else row["redshift"])
+
+
+def test_the_split_of_an_id_does_not_depend_on_the_rest_of_the_survey(survey):
+    job, _ = survey
+    make_shards(job)
+    make_shards(replace(job, output=job.images / "part", filter="number < 20"))
+    whole, part = members(job.output), members(job.images / "part")
+    for split, keys in part.items():
+        assert set(keys) <= set(whole[split])
+
+
+def test_a_group_stays_on_one_side(survey):
+    job, table = survey
+    make_shards(replace(job, group_column="field"))
+    split_by_key = {k: split for split, keys in members(job.output).items() for k in keys}
+    sides = table.assign(split=table["id"].map(split_by_key)).groupby("field")["split"].nunique()
+    assert (sides == 1).all()
+    assert len(set(split_by_key.values())) > 1
+
+
+def test_the_manifest_and_index_describe_the_shards(survey):
+    job, _ = survey
+    make_shards(job)
+    manifest = read_manifest(job.output)
+    for name, entry in manifest.splits.items():
+        assert entry.samples == sum(s.samples for s in entry.shards) == len(members(job.output).get(name, {}))
+        assert all(s.samples == 7 for s in entry.shards[:-1])
+    split = Split(job.output, "train")
+    stored = members(job.output)["train"]
+    for row in range(len(split)):
+        shard, key = split.place(row)
+        entry = split.index[row]
+        data = (job.output / shard).read_bytes()[entry["offset"] :][: entry["size"]]
+        assert data == stored[key]["jpg"]
+        assert (entry["width"], entry["height"]) == (64, 64)
+
+
+def test_the_same_input_gives_the_same_bytes(survey):
+    job, _ = survey
+    make_shards(job)
+    make_shards(replace(job, output=job.images / "again"))
+    for path in sorted(job.output.iterdir()):
+        assert path.read_bytes() == (job.images / "again" / path.name).read_bytes(), path.name
+
+
+def test_webdataset_reads_the_shards(survey):
+    job, _ = survey
+    make_shards(job)
+    urls = sorted(map(str, job.output.glob("train-*.tar")))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    assert {s["json"]["id"] for s in samples} == set(members(job.output)["train"])
+    assert all(s["jpg"].shape == (64, 64, 3) for s in samples)
+
+
+def test_what_cannot_be_used_is_left_out_and_listed(survey):
+    job, table = survey
+    files = [job.images / f for f in table["file"]]
+    files[0].write_bytes(files[0].read_bytes()[:200])
+    files[1].unlink()
+    Image.fromarray(blob(1)[..., 0]).save(files[2])
+    Image.fromarray(blob(1, side=12)).save(files[3])
+    report = make_shards(job)
+    assert report.rejected == 4 and sum(report.samples.values()) == 36
+    listed = pd.read_csv(job.output / "rejected.csv").set_index("id")["reason"]
+    assert "cannot be decoded" in listed["g00000"]
+    assert listed["g00001"] == "No such file or directory"
+    assert listed["g00002"] == "has 1 channel; 3 would be right"
+    assert listed["g00003"] == "is 12 x 12 pixels, smaller than 16"
+
+
+def test_parquet_tables_and_64_bit_ids_keep_their_digits(survey):
+    job, table = survey
+    identifiers = [587736915678593357 + i for i in range(40)]
+    table.assign(id=identifiers).to_parquet(job.images / "table.parquet")
+    table.assign(id=identifiers).to_csv(job.images / "table.csv", index=False)
+    for name in ("table.parquet", "table.csv"):
+        output = job.images / name.replace(".", "_")
+        make_shards(replace(job, catalogue=job.images / name, output=output))
+        keys = {key for split in members(output).values() for key in split}
+        assert keys == set(map(str, identifiers))
+
+
+def test_without_a_catalogue_every_image_below_the_folder_is_taken(survey):
+    job, _ = survey
+    nested = job.images / "images" / "deep"
+    nested.mkdir()
+    Image.fromarray(blob(3)).save(nested / "m31.v2.PNG")
+    report = make_shards(replace(job, catalogue=None))
+    assert sum(report.samples.values()) == 41
+    parts = [p[key_of("images/deep/m31.v2")] for p in members(job.output).values() if key_of("images/deep/m31.v2") in p]
+    assert set(parts[0]) == {"png", "json"}
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_a_key_is_reversible_and_safe_in_a_tar(identifier):
+    import urllib.parse
+
+    try:
+        key = key_of(identifier)
+    except UnicodeEncodeError:  # a lone surrogate is no text
+        return
+    assert "." not in key and "/" not in key
+    assert urllib.parse.unquote(key) == identifier
+
+
+def test_fractions_are_those_asked_for():
+    splits = [split_of(str(i), 0.1, 0.2) for i in range(5000)]
+    assert abs(splits.count("val") / 5000 - 0.1) < 0.02
+    assert abs(splits.count("test") / 5000 - 0.2) < 0.02
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": "nowhere"}, "--images nowhere: no such folder"),
+        ({"catalogue": "none.csv"}, "cannot be read"),
+        ({"id_column": "objid"}, "--id-column objid: .* it has id, file, number, redshift, field"),
+        ({"group_column": "tile"}, "--group-column tile: .* no such column"),
+        ({"filter": "mag < 3"}, "--filter 'mag < 3': name 'mag' is not defined"),
+        ({"filter": "number > 99"}, "no images"),
+        ({"id_column": "field"}, "30 ids occur twice, 'field0' for one"),
+        ({"samples_per_shard": 0}, "1 or more"),
+        ({"val_fraction": 0.9}, "must add up to 1 at most"),
+        ({"min_side": 100}, "none of 40 is usable .* smaller than 100"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(survey, change, message):
+    job, _ = survey
+    paths = {k: job.images / v if k == "catalogue" else v for k, v in change.items()}
+    if "images" in paths:
+        from pathlib import Path
+
+        paths["images"] = Path(paths["images"])
+    with pytest.raises(UserError, match=message) as error:
+        make_shards(replace(job, **paths))
+    assert "\n" not in str(error.value)
+    assert not job.output.exists() and not list(job.images.glob("*.partial"))
+
+
+def test_an_existing_output_is_not_touched(survey):
+    job, _ = survey
+    make_shards(job)
+    before = {p.name: p.stat().st_mtime_ns for p in job.output.iterdir()}
+    with pytest.raises(UserError, match="exists already"):
+        make_shards(job)
+    assert before == {p.name: p.stat().st_mtime_ns for p in job.output.iterdir()}
+
+
+def test_the_command_line_reports_and_fails_clearly(survey):
+    job, _ = survey
+    command = [
+        *(sys.executable, REPOSITORY / "tools/make_shards.py", "--images", job.images),
+        *("--catalogue", job.catalogue, "--output", job.output, "--filter", "number < 10"),
+    ]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
+    first = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert first.returncode == 0 and "train" in first.stdout, first.stderr
+    second = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert second.returncode == 2
+    assert second.stderr == f"error: --output {job.output}: exists already; name a new folder\n"
+
+
+def test_cells_of_any_type_become_json(tmp_path):
+    catalogue = write_images(tmp_path, 2)
+    table = pd.read_csv(catalogue).assign(
+        flag=[True, False], when=pd.Timestamp("2026-01-01"), name=[b"a", b"b"]
+    )
+    table["vector"] = [np.arange(2.0), np.array([np.nan, 1.0])]
+    table.to_parquet(tmp_path / "t.parquet")
+    job = Job(images=tmp_path, catalogue=tmp_path / "t.parquet", output=tmp_path / "s")
+    make_shards(job)
+    everything = [p for split in members(job.output).values() for p in split.values()]
+    labels = sorted((json.loads(p["json"]) for p in everything), key=lambda row: row["id"])
+    assert labels[0]["flag"] is True and labels[0]["name"] == "a"
+    assert labels[0]["when"].startswith("2026-01-01")
+    assert labels[1]["vector"] == [None, 1.0]
+    assert io.BytesIO(everything[0]["jpg"]).read(2) == b"\xff\xd8"

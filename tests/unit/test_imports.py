@@ -1,0 +1,60 @@
+"""The package reads top to bottom: imports run downwards only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "astropt_ds"
+# Each room may import from those before it, and from its own.
+FLOORS = (
+    ("errors",),
+    ("config",),
+    ("flops", "tokens", "attention", "schedule"),
+    ("model", "optim"),
+    ("data",),
+    ("training",),
+    ("train",),
+)
+
+
+def modules():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downwards_only(path):
+    height = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+    here = room(path)
+    for module in imported(path):
+        assert module.partition(".")[0] != "tools", f"{path} imports a command line"
+        if module.startswith("astropt_ds."):
+            there = module.split(".")[1]
+            below = height[there] < height[here] or there == here
+            assert below, f"{here} imports {there}, which is not below it"
+
+
+def test_data_knows_nothing_of_the_model():
+    for path in (PACKAGE / "data").glob("*.py"):
+        assert not {"astropt_ds.model", "astropt_ds.optim"} & set(imported(path)), path
+
+
+def test_only_the_engine_imports_deepspeed():
+    importers = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if any(module.split(".")[0] == "deepspeed" for module in imported(path))
+    }
+    assert importers == {"training/engine.py"}
