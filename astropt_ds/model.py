@@ -90,6 +90,18 @@ class MLP(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
+class Affine(nn.Module):
+    """One linear layer without bias: the ``affine`` tokeniser and head."""
+
+    def __init__(self, n_in: int, n_out: int, init: Init) -> None:
+        super().__init__()
+        self.c_fc = Linear(n_in, n_out, init.at("c_fc"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n_in) to (..., n_out)."""
+        return self.c_fc(x)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention; head h owns channels [h * d, (h + 1) * d) of q, k and v."""
 
@@ -161,7 +173,7 @@ def encoder(tokeniser: str, n_in: int, width: int, init: Init) -> nn.Module:
         )
     if tokeniser == "aim":
         return MLP(n_in, 4 * width, width, init)
-    return Linear(n_in, width, init)
+    return Affine(n_in, width, init)
 
 
 def decoder(tokeniser: str, width: int, n_out: int, init: Init) -> nn.Module:
@@ -176,7 +188,7 @@ def decoder(tokeniser: str, width: int, n_out: int, init: Init) -> nn.Module:
         )
     if tokeniser == "aim":
         return MLP(width, 4 * width, n_out, init)
-    return Linear(width, n_out, init)
+    return Affine(width, n_out, init)
 
 
 class AstroPT(nn.Module):
