@@ -1,30 +1,18 @@
 """The run's configuration: typed, validated, one source of truth.
 
-A configuration is a preset (or a YAML file) over the defaults below, which are the recipe of the
-AstroPT paper (arXiv 2405.14930), then dotted overrides: ``--config 1m optim.lr=3e-4``. Everything
-else a run needs (the DeepSpeed dictionary, micro-batches, accumulation) is derived from it.
+The defaults are the recipe of the AstroPT paper (arXiv 2405.14930); presets add the sizes. All
+that a run needs besides (the DeepSpeed dictionary, micro-batches, accumulation) is derived.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from astropt_ds.errors import UserError
 
-PRESETS = Path(__file__).parent / "presets"
 LARGEST_DERIVED_MICRO = 16
 
 
@@ -260,112 +248,3 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved configuration, as ``config.yaml`` of the run folder holds it."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_config(source: str | Path, overrides: list[str] | None = None) -> Config:
-    """A validated configuration from a preset's name or a YAML file, then dotted overrides.
-
-    Raises:
-        UserError: no such preset or file, not YAML, or keys and values that do not fit.
-    """
-    values = _read_yaml(source)
-    for override in overrides or []:
-        _apply(values, override)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(dict.fromkeys(_describe(item) for item in error.errors()))
-        raise UserError(f"configuration {source}: {problems}") from None
-
-
-def parse_command_line(argv: list[str]) -> Config | None:
-    """The configuration that a training command line asks for.
-
-    Returns None after ``--print-config``, which has then been obeyed.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m astropt_ds.train",
-        description="Pretrain AstroPT. Presets: " + " ".join(preset_names()),
-        epilog="Example: --config 1m data.path=shards run.dir=runs/1m run.steps=200 zero.stage=3",
-    )
-    parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
-    parser.add_argument("--print-config", action="store_true", help="print the result and exit")
-    # the deepspeed launcher passes it; the rank comes from the environment, as with torchrun
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    arguments = parser.parse_intermixed_args(argv)
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.print_config:
-        print(config.to_yaml(), end="")
-        return None
-    return config
-
-
-def preset_names() -> list[str]:
-    """The shipped presets, smallest model first."""
-    return sorted((p.stem for p in PRESETS.glob("*.yaml")), key=lambda n: (len(n), n))
-
-
-def _read_yaml(source: str | Path) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{source}.yaml"
-        if not path.is_file():
-            raise UserError(
-                f"--config {source}: no such preset; one of {' '.join(preset_names())}, "
-                "or the path of a .yaml file"
-            )
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {source}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {source}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {source}: holds no mapping of keys")
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r}: key.sub=value would be right")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not YAML") from None
-    *parents, leaf = key.split(".")
-    section = values
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise UserError(f"override {override!r}: {parent!r} is a value, not a section")
-    section[leaf] = value
-
-
-def _describe(item: Any) -> str:
-    """One validation error in words: the key, what is wrong with it, what would be right."""
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.0)
-        return f"unknown key {key!r}; did you mean {near[0]!r}?"
-    if item["type"] == "missing":
-        return f"{key} is missing"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if item["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}={item['input']!r} {message}"
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key below a section."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
-        if name == "modalities":
-            keys += [prefix + name, *_keys(ModalityConfig, f"{prefix}{name}.images.")]
-        elif isinstance(annotation, type) and issubclass(annotation, Section):
-            keys += [prefix + name, *_keys(annotation, f"{prefix}{name}.")]
-        else:
-            keys.append(prefix + name)
-    return keys

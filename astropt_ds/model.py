@@ -139,6 +139,23 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Trunk(nn.Module):
+    """The blocks, and the final norm that only the head reads through."""
+
+    def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
+        super().__init__()
+        self.h = nn.ModuleList(
+            Block(config, kernel, init.at(f"h.{i}")) for i in range(config.layers)
+        )
+        self.ln_f = nn.LayerNorm(config.width, bias=False)
+
+    def forward(self, x: Tensor, blocks: int) -> Tensor:
+        """The output of the first so many blocks; (batch, tokens, width) to the same."""
+        for block in self.h[:blocks]:
+            x = block(x)
+        return x
+
+
 class Embedding(nn.Embedding):
     """A lookup table initialised as AstroPT's."""
 
@@ -214,15 +231,7 @@ class AstroPT(nn.Module):
         self.embedders = nn.ModuleDict(
             {name: Positions(config, init.at(f"embedders.{name}")) for name in sizes}
         )
-        self.transformer = nn.ModuleDict(
-            {
-                "h": nn.ModuleList(
-                    Block(config, kernel, init.at(f"transformer.h.{i}"))
-                    for i in range(config.layers)
-                ),
-                "ln_f": nn.LayerNorm(config.width, bias=False),
-            }
-        )
+        self.transformer = Trunk(config, kernel, init.at("transformer"))
         self.decoders = nn.ModuleDict(
             {
                 name: decoder(config.tokeniser, config.width, size, init.at(f"decoders.{name}"))
@@ -249,7 +258,7 @@ class AstroPT(nn.Module):
             ValueError: more tokens than the position table holds.
         """
         x = self.hidden_states(tokens, "last")
-        predictions = self.decoders["images"](self.transformer["ln_f"](x))
+        predictions = self.decoders["images"](self.transformer.ln_f(x))
         if targets is None:
             return predictions, None
         losses = huber_per_image(predictions, targets)
@@ -287,11 +296,9 @@ class AstroPT(nn.Module):
                 f"{tokens.shape[1]} tokens; model.block_size={self.config.block_size} is the most"
             )
         # the dtype of the final norm, which is partitioned under ZeRO-3 but keeps its dtype
-        x = tokens.to(self.transformer["ln_f"].weight.dtype)
+        x = tokens.to(self.transformer.ln_f.weight.dtype)
         x = self.encoders["images"](x) + self.embedders["images"](x)
-        for block in self.transformer["h"][:blocks]:
-            x = block(x)
-        return x
+        return self.transformer(x, blocks)
 
     def blocks_until(self, layer: int | str) -> int:
         """How many blocks produce the named layer.

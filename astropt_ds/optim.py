@@ -16,7 +16,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     The dimensions are the logical ones: under ZeRO-3 a parameter is an empty tensor that keeps
     its whole shape as ``ds_shape``.
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (decayed if len(shape) >= 2 else free).append(parameter)

@@ -5,7 +5,8 @@ The same command under ``torchrun`` or ``deepspeed --module`` trains on many dev
 
 from __future__ import annotations
 
-from astropt_ds.config import Config, parse_command_line
+from astropt_ds.config import Config
+from astropt_ds.config_source import parse_command_line
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT

@@ -44,9 +44,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, so that the copy to the GPU overlaps computation."""
-        return Batch(
-            self.patches.pin_memory(), self.weights.pin_memory(), self.rows, self.faults
-        )
+        return Batch(self.patches.pin_memory(), self.weights.pin_memory(), self.rows, self.faults)
 
 
 class Reader:

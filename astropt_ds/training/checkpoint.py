@@ -57,7 +57,7 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
     parts = ranks.gather(mine)
     with ranks.together():
         if ranks.main:
-            manifest = {
+            manifest: dict[str, Any] = {
                 "format": FORMAT,
                 "step": step,
                 "state": state,
@@ -116,7 +116,7 @@ def find(folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
         candidates = [folder]
     else:
         candidates = sorted((folder / "checkpoints").glob("step-????????"), reverse=True)
-    passed_over = []
+    passed_over: list[str] = []
     for candidate in ranks.gather(candidates)[0]:
         problem = verify(candidate, ranks)
         if problem is None:

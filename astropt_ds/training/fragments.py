@@ -12,6 +12,7 @@ as expected raises a RuntimeError instead of yielding wrong bytes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -71,9 +72,7 @@ def fragments(engine: Any) -> list[Fragment]:
         if piece.length > 0:
             for state in STATES:
                 values = tensors[state].detach().view(-1).narrow(0, piece.start, piece.length)
-                found.append(
-                    Fragment(name, state, piece.shape, piece.offset, values, piece.owned)
-                )
+                found.append(Fragment(name, state, piece.shape, piece.offset, values, piece.owned))
     if missing:
         raise RuntimeError(f"parameters not found in the optimizer's state: {sorted(missing)}")
     return found
@@ -162,7 +161,7 @@ def _replicated_pieces(optimizer: torch.optim.AdamW, group: Any) -> Iterator[_Pi
         for parameter in param_group["params"]:
             count = parameter.numel()
             cuts = (0, count * rank // ranks, count * (rank + 1) // ranks, count)
-            for part, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+            for part, (start, end) in enumerate(itertools.pairwise(cuts)):
                 shape, owned = tuple(parameter.shape), part == 1
                 yield _Piece(parameter, shape, start, parameter, start, end - start, owned)
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import resource
-import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from astropt_ds.attention import resolve_kernel
 from astropt_ds.config import Config
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import Batch, Fault
@@ -22,13 +18,13 @@ from astropt_ds.errors import UserError
 from astropt_ds.flops import mfu, training_flops
 from astropt_ds.training import checkpoint
 from astropt_ds.training.engine import Engine, StepResult
+from astropt_ds.training.environment import attention_kernel, environment
 from astropt_ds.training.metrics import METRICS, Metrics, read_metrics
 from astropt_ds.training.progress import Progress
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.samples import reconstruction_picture
 from astropt_ds.training.validation import Validation
 
-PACKAGES = ("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg", "flash-attn")
 COMPLETE = "complete"
 ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
 
@@ -76,7 +72,8 @@ class Run:
         """
         wanted = self.config.run.resume
         source = self.dir if wanted == "auto" else Path(wanted)
-        found, passed_over = None, []
+        found: Path | None = None
+        passed_over: list[str] = []
         if wanted != "never":
             found, passed_over = checkpoint.find(source, self.ranks)
         if found is None and (passed_over or wanted not in ("auto", "never")):
@@ -88,9 +85,7 @@ class Run:
             self._load(found, engine)
         if self.ranks.main:
             self.metrics = Metrics(self.dir, self.step, self.config)
-            self.progress = Progress(
-                self.step, self.config.run.steps, self.config.tokens_per_image
-            )
+            self.progress = Progress(self.step, self.config.run.steps, self.config.tokens_per_image)
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
         self.event("start", self._start_line(found))
@@ -268,32 +263,17 @@ class Run:
         (self.dir / "samples").mkdir(exist_ok=True)
         (self.dir / COMPLETE).unlink(missing_ok=True)
         (self.dir / "config.yaml").write_text(self.config.to_yaml())
-        environment = json.dumps(self._environment(), indent=1) + "\n"
-        (self.dir / "environment.json").write_text(environment)
-
-    def _environment(self) -> dict[str, Any]:
-        return {
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "commit": _commit(),
-            "ranks": self.ranks.size,
-            "device": self.ranks.device_name,
-            "processor": platform.processor() or platform.machine(),
-            "attention_kernel": self._kernel(),
-            "zero_stage": self.config.zero.stage,
-            "precision": self.config.precision,
-        }
-
-    def _kernel(self) -> str:
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        return resolve_kernel(self.config.attention.kernel, self.ranks.device, dtype)
+        facts = json.dumps(environment(self.config, self.ranks), indent=1)
+        (self.dir / "environment.json").write_text(facts + "\n")
 
     def _start_line(self, found: Path | None) -> str:
         micro, accumulation = self.config.batch.split(self.ranks.size)
+        begins = f"resuming {found}" if found else "starting"
+        kernel = attention_kernel(self.config, self.ranks)
         return (
-            f"{'resuming ' + str(found) if found else 'starting'} at step {self.step} of "
+            f"{begins} at step {self.step} of "
             f"{self.config.run.steps}: {self.ranks.size} x {self.ranks.device_name}, ZeRO-"
-            f"{self.config.zero.stage}, {self.config.precision}, attention {self._kernel()}, "
+            f"{self.config.zero.stage}, {self.config.precision}, attention {kernel}, "
             f"global batch {self.config.batch.global_images} = {self.ranks.size} ranks x "
             f"{micro} images x {accumulation} accumulation"
         )
@@ -308,19 +288,3 @@ class Run:
         if self.ranks.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The git commit of the code that runs, where it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from astropt_ds.config import Config, load_config
+from astropt_ds.config import Config
+from astropt_ds.config_source import load_config
 from astropt_ds.data.reader import Batch
 from astropt_ds.errors import UserError
 from astropt_ds.model import AstroPT

@@ -69,7 +69,9 @@ def test_the_main_job_beats_both_baselines(launch, survey, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     first, last = records(run, "val")
     assert (first["step"], last["step"]) == (0, 50)
-    assert first["loss"] == pytest.approx(first["loss_zeros"], rel=0.01)  # it starts knowing nothing
+    assert first["loss"] == pytest.approx(
+        first["loss_zeros"], rel=0.01
+    )  # it starts knowing nothing
     assert last["loss"] < 0.97 * min(last["loss_zeros"], last["loss_previous"])
     train = records(run, "train")
     assert [r["step"] for r in train] == list(range(1, 51))
@@ -131,9 +133,7 @@ def test_a_resumed_run_continues_as_if_uninterrupted(
     launch, tiny, uninterrupted, tmp_path, ranks, stage, launcher, tolerance
 ):
     run = interrupted(uninterrupted, tmp_path)
-    done = train(
-        launch, tiny, run, ranks, "run.steps=6", f"zero.stage={stage}", launcher=launcher
-    )
+    done = train(launch, tiny, run, ranks, "run.steps=6", f"zero.stage={stage}", launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resuming" in done.stdout and "at step 3 of 6" in done.stdout
     expected, found = losses(uninterrupted), losses(run)

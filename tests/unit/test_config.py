@@ -6,7 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astropt_ds.config import BatchConfig, load_config, parse_command_line, preset_names
+from astropt_ds.config import BatchConfig
+from astropt_ds.config_source import load_config, parse_command_line, preset_names
 from astropt_ds.errors import UserError
 
 TABLE_1 = {  # layers, heads, width, peak learning rate
@@ -127,7 +128,9 @@ def test_micro_batch_times_accumulation_times_ranks_is_the_global_batch(images, 
 
 def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do():
     assert BatchConfig(global_images=24, micro=3).split(2) == (3, 4)
-    with pytest.raises(UserError, match=r"batch.micro=5 does not divide .* 1, 2, 3, 4, 6, 12 would"):
+    with pytest.raises(
+        UserError, match=r"batch.micro=5 does not divide .* 1, 2, 3, 4, 6, 12 would"
+    ):
         BatchConfig(global_images=24, micro=5).split(2)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from astropt_ds.config import load_config
+from astropt_ds.config_source import load_config
 from astropt_ds.flops import (
     forward_flops,
     mfu,

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "astropt_ds"
 FLOORS = (
     ("errors",),
     ("config",),
+    ("config_source",),
     ("flops", "tokens", "attention", "schedule"),
     ("model", "optim"),
     ("data",),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from astropt_ds.config import load_config
+from astropt_ds.config_source import load_config
 from astropt_ds.model import AstroPT, huber_per_image
 
 # AstroPT's parameter counts with positions: relu (v1), aim (v2, v3), affine (v3)
@@ -144,8 +144,8 @@ def test_hidden_states_stop_at_their_layer_and_prefix():
         prefix = model.hidden_states(x, layer, prefix=9)
         torch.testing.assert_close(prefix, whole[:, :9], atol=1e-6, rtol=1e-5)
         modules = {id(module) for module, _ in ran}
-        assert [id(b) in modules for b in model.transformer["h"]] == [i < blocks for i in range(3)]
-        assert id(model.transformer["ln_f"]) not in modules
+        assert [id(b) in modules for b in model.transformer.h] == [i < blocks for i in range(3)]
+        assert id(model.transformer.ln_f) not in modules
         assert not modules & {id(m) for m in model.decoders["images"].modules()}
         assert {tokens for _, tokens in ran} == {9}
 
@@ -153,7 +153,7 @@ def test_hidden_states_stop_at_their_layer_and_prefix():
 def test_the_last_hidden_state_is_what_the_head_reads():
     model = AstroPT(small())
     x = torch.randn(2, 30, 768)
-    head = model.decoders["images"](model.transformer["ln_f"](model.hidden_states(x, "last")))
+    head = model.decoders["images"](model.transformer.ln_f(model.hidden_states(x, "last")))
     assert torch.equal(head, model(x)[0])
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from astropt_ds.config import OptimConfig, load_config
+from astropt_ds.config import OptimConfig
+from astropt_ds.config_source import load_config
 from astropt_ds.model import AstroPT
 from astropt_ds.optim import adamw, parameter_groups
 

@@ -88,7 +88,11 @@ def test_the_manifest_and_index_describe_the_shards(survey):
     make_shards(job)
     manifest = read_manifest(job.output)
     for name, entry in manifest.splits.items():
-        assert entry.samples == sum(s.samples for s in entry.shards) == len(members(job.output).get(name, {}))
+        assert (
+            entry.samples
+            == sum(s.samples for s in entry.shards)
+            == len(members(job.output).get(name, {}))
+        )
         assert all(s.samples == 7 for s in entry.shards[:-1])
     split = Split(job.output, "train")
     stored = members(job.output)["train"]
@@ -152,7 +156,11 @@ def test_without_a_catalogue_every_image_below_the_folder_is_taken(survey):
     Image.fromarray(blob(3)).save(nested / "m31.v2.PNG")
     report = make_shards(replace(job, catalogue=None))
     assert sum(report.samples.values()) == 41
-    parts = [p[key_of("images/deep/m31.v2")] for p in members(job.output).values() if key_of("images/deep/m31.v2") in p]
+    parts = [
+        p[key_of("images/deep/m31.v2")]
+        for p in members(job.output).values()
+        if key_of("images/deep/m31.v2") in p
+    ]
     assert set(parts[0]) == {"png", "json"}
 
 

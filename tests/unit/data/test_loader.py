@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from astropt_ds.config import load_config
+from astropt_ds.config_source import load_config
 from astropt_ds.data.decode import decode
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import dihedral

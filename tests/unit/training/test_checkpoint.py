@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -23,8 +24,12 @@ def fragments(shapes, cuts=(0.5,), fill=None):
         bounds = [0, *(int(count * cut) for cut in cuts), count]
         for state in STATES:
             generator = torch.Generator().manual_seed(len(name) + len(state))
-            whole = torch.randn(count, generator=generator) if fill is None else torch.full((count,), fill)
-            for low, high in zip(bounds, bounds[1:], strict=False):
+            whole = (
+                torch.randn(count, generator=generator)
+                if fill is None
+                else torch.full((count,), fill)
+            )
+            for low, high in itertools.pairwise(bounds):
                 found.append(Fragment(name, state, shape, low, whole[low:high].clone(), True))
     return found
 

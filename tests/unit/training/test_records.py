@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from astropt_ds.config import load_config
+from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError
 from astropt_ds.tokens import grid, standardise
 from astropt_ds.training import ranks as ranks_module

@@ -1,0 +1,54 @@
+"""What a run ran on: versions, devices, and the kernel that attention took."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from astropt_ds.attention import resolve_kernel
+from astropt_ds.config import Config
+from astropt_ds.training.ranks import Ranks
+
+PACKAGES = ("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg", "flash-attn")
+
+
+def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """The contents of ``environment.json``."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "ranks": ranks.size,
+        "device": ranks.device_name,
+        "processor": platform.processor() or platform.machine(),
+        "attention_kernel": attention_kernel(config, ranks),
+        "zero_stage": config.zero.stage,
+        "precision": config.precision,
+    }
+
+
+def attention_kernel(config: Config, ranks: Ranks) -> str:
+    """The kernel that the configured one resolves to on this rank's device."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return resolve_kernel(config.attention.kernel, ranks.device, dtype)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The git commit of the code that runs, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
