@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+# Where there is an NVIDIA GPU, torch's default build; elsewhere the CPU build that is pinned.
+PACKAGES := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '-e .[dev,demo]' || echo '-r requirements-cpu.txt')
 
 # Make the demo from real images instead: make demo DATA=FOLDER
 DATA ?=
@@ -21,7 +22,7 @@ venv: $(VENV)/ready
 $(VENV)/ready: pyproject.toml requirements-cpu.txt tests/requirements-oracle.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(if $(GPU),-e .[dev,demo],-r requirements-cpu.txt)
+	$(BIN)/pip install --quiet $(PACKAGES)
 	$(BIN)/pip install --quiet --no-deps -r tests/requirements-oracle.txt
 	touch $@
 
