@@ -1,0 +1,87 @@
+"""On an NVIDIA GPU: kernels, bf16, and the 2.1B model in training. Run: pytest -m gpu tests/gpu"""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from astropt_ds.attention import attention
+from astropt_ds.config_source import load_config
+from astropt_ds.model import AstroPT
+from astropt_ds.training.metrics import read_metrics
+from tests.conftest import REPOSITORY
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
+]
+FLASH = importlib.util.find_spec("flash_attn") is not None
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 256])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param("flash", marks=pytest.mark.skipif(not FLASH, reason="flash-attn missing")),
+        "sdpa",
+    ],
+)
+def test_bf16_kernels_follow_fp32_forward_and_backward(kernel, head_dim, causal):
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 4, 130, head_dim, device="cuda", requires_grad=True) for _ in range(3)]
+    half = [t.detach().bfloat16().requires_grad_() for t in exact]
+    expected = attention(*exact, causal=causal, kernel="eager")
+    found = attention(*half, causal=causal, kernel=kernel)
+    torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=3e-2)
+    weights = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * weights).sum(), exact)
+    found_gradients = torch.autograd.grad((found.float() * weights).sum(), half)
+    for a, b in zip(found_gradients, gradients, strict=True):
+        torch.testing.assert_close(a.float(), b, atol=8e-2, rtol=8e-2)
+
+
+@pytest.mark.parametrize("tokeniser", ["relu", "aim", "affine"])
+def test_the_bf16_loss_follows_fp32(tokeniser):
+    config = load_config("21m", [f"model.tokeniser={tokeniser}"]).model
+    model = AstroPT(config).cuda()
+    x = torch.randn(4, 1024, 768, device="cuda")
+    _, expected = model(x[:, :-1], x[:, 1:])
+    _, found = model.bfloat16()(x[:, :-1], x[:, 1:])
+    assert found.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def command_line(shards, run, *overrides):
+    command = [
+        *(sys.executable, "-m", "astropt_ds.train", f"data.path={shards}", f"run.dir={run}"),
+        *overrides,
+    ]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_resumed_run_is_bit_identical(tiny, shards, tmp_path, stage):
+    common = [*tiny, "precision=bf16", f"zero.stage={stage}", "--config", "1m"]
+    whole = command_line(shards, tmp_path / "whole", *common, "run.steps=6")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    for steps in (3, 6):
+        part = command_line(shards, tmp_path / "part", *common, f"run.steps={steps}")
+        assert part.returncode == 0, part.stderr[-3000:]
+    losses = [
+        [r["loss"] for r in read_metrics(tmp_path / name) if r["kind"] == "train"]
+        for name in ("whole", "part")
+    ]
+    assert len(losses[0]) == 6 and losses[0] == losses[1]
+
+
+def test_the_2100m_model_trains_under_zero_3(shards, tmp_path):
+    """30 steps of the largest preset; 16 tokens an image keep the small shards usable."""
+    done = command_line(
+        *(shards, tmp_path, "--config", "2100m", "data.image_size=64", "batch.global_images=64"),
+        *("batch.micro=32", "run.steps=30", "schedule.warmup=5", "checkpoint.every=1000000"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [r["loss"] for r in read_metrics(tmp_path) if r["kind"] == "train"]
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
