@@ -26,8 +26,8 @@ def main(argv: list[str]) -> None:
 
 def train(config: Config, ranks: Ranks) -> None:
     """Predict the next patch of every galaxy, in spiral order, under a Huber loss."""
-    check_precision(config.precision, ranks.device)
     with ranks.together():
+        check_precision(config.precision, ranks.device)
         galaxies = Galaxies(config, ranks.rank, ranks.size)
     run = Run(config, galaxies, ranks)
 

@@ -13,8 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import simplejpeg
+from hypothesis import HealthCheck, settings
 
 from astropt_ds.data.ingest import Job, make_shards
+
+# The machine's speed is no property of the code: neither deadlines nor complaints about slowness.
+settings.register_profile("astropt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("astropt")
 
 REPOSITORY = Path(__file__).parent.parent
 REQUIRED = os.environ.get("ASTROPT_REQUIRE", "").split(",")

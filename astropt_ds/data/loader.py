@@ -7,6 +7,8 @@ The loader keeps no state but that number: resuming at step s is starting to rea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,27 @@ class _TrainingBatches(Dataset[Batch]):
         if self.augment == "dihedral":
             elements = np.array([dihedral_element(self.order.seed, p) for p in range(start, stop)])
         return self.reader.read(self.order.rows(start, stop), elements)
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """The positions of this rank's micro-batches, made one by one: a run has millions of them.
+
+    The n-th micro-batches of all ranks lie side by side, and those of a step make a global batch.
+    """
+
+    numbers: range
+    micro: int
+    rank: int
+    ranks: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for number in self.numbers:
+            first = (number * self.ranks + self.rank) * self.micro
+            yield first, first + self.micro
 
 
 class _FixedBatches(Dataset[Batch]):
@@ -77,13 +100,8 @@ class Loader:
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The micro-batches of this rank for each step in [start, stop)."""
-        global_images = self.micro * self.accumulation * self.ranks
-        ranges = []
-        for step in range(start, stop):
-            for micro in range(self.accumulation):
-                slot = (micro * self.ranks + self.rank) * self.micro
-                first = step * global_images + slot
-                ranges.append((first, first + self.micro))
+        mine = range(start * self.accumulation, stop * self.accumulation)
+        ranges = _Ranges(mine, self.micro, self.rank, self.ranks)
         batches = iter(_data_loader(self.dataset, ranges, self.workers))
         for _ in range(start, stop):
             yield [next(batches) for _ in range(self.accumulation)]
@@ -167,7 +185,7 @@ def _too_small(split: Split, config: Config) -> str | None:
     return f"{message}; their slots get weight zero"
 
 
-def _data_loader(dataset: Dataset[Batch], items: list, workers: int) -> DataLoader[Batch]:
+def _data_loader(dataset: Dataset[Batch], items: Any, workers: int) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole micro-batch

@@ -43,12 +43,14 @@ class StepResult(NamedTuple):
         grad_norm: global norm of the gradient, before clipping.
         lr: peak rate times the schedule's factor, as used.
         bad: samples of the global batch that failed.
+        updates: optimizer updates made, this one included.
     """
 
     loss: float
     grad_norm: float
     lr: float
     bad: int
+    updates: int
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class Engine:
         self.engine.step()
         self.updates += 1
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        return StepResult(loss, float(norm), lr, int(bad))
+        return StepResult(loss, float(norm), lr, int(bad), self.updates)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:

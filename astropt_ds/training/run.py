@@ -58,7 +58,7 @@ class Run:
         self.dir = Path(config.run.dir)
         with ranks.together():
             if ranks.main:
-                self._prepare_folder()
+                self._check_folder()
         self.metrics: Metrics | None = None
         self.progress: Progress | None = None
 
@@ -83,9 +83,9 @@ class Run:
             )
         if found is not None:
             self._load(found, engine)
-        if self.ranks.main:
-            self.metrics = Metrics(self.dir, self.step, self.config)
-            self.progress = Progress(self.step, self.config.run.steps, self.config.tokens_per_image)
+        with self.ranks.together():
+            if self.ranks.main:
+                self._open_records()
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
         self.event("start", self._start_line(found))
@@ -125,7 +125,7 @@ class Run:
             self.metrics.write(
                 "train",
                 self.step,
-                updates=self.step,
+                updates=result.updates,
                 **self._counters(),
                 loss=result.loss,
                 lr=result.lr,
@@ -253,18 +253,24 @@ class Run:
         self.step = manifest["step"]
         self.bad_samples = state["bad_samples"]
 
-    def _prepare_folder(self) -> None:
+    def _check_folder(self) -> None:
         if self.config.run.resume == "never" and (self.dir / METRICS).exists():
             raise UserError(
                 f"run.dir={self.dir}: holds a run already and run.resume=never; "
                 "name another folder, or run.resume=auto"
             )
-        (self.dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (self.dir / "samples").mkdir(exist_ok=True)
+        self.dir.mkdir(parents=True, exist_ok=True)
+
+    def _open_records(self) -> None:
+        """Only once the run is known to go on: a refused one leaves the folder as it was."""
         (self.dir / COMPLETE).unlink(missing_ok=True)
+        (self.dir / "samples").mkdir(exist_ok=True)
         (self.dir / "config.yaml").write_text(self.config.to_yaml())
         facts = json.dumps(environment(self.config, self.ranks), indent=1)
         (self.dir / "environment.json").write_text(facts + "\n")
+        self.metrics = Metrics(self.dir, self.step, self.config)
+        steps, tokens = self.config.run.steps, self.config.tokens_per_image
+        self.progress = Progress(self.step, steps, tokens)
 
     def _start_line(self, found: Path | None) -> str:
         micro, accumulation = self.config.batch.split(self.ranks.size)

@@ -47,10 +47,9 @@ def survey(tmp_path_factory):
         )
         size = 416
     else:
-        catalogue = simulate_survey(folder / "stamps", 400, side=128, seed=0, processes=2)
-        job = Job(
-            images=catalogue.parent, catalogue=catalogue, output=folder / "shards", **fractions
-        )
+        stamps = simulate_survey(folder / "stamps", 400, side=128, seed=0, processes=2)
+        catalogue, output = stamps / "catalogue.csv", folder / "shards"
+        job = Job(images=stamps, catalogue=catalogue, output=output, **fractions)
         size = 128
     make_shards(job)
     return job.output, size
@@ -198,6 +197,9 @@ def test_a_run_that_does_not_fit_its_folder_is_refused(
     shutil.copytree(uninterrupted, run)
     done = alone(launch, tiny, run, override)
     assert done.returncode == 2
+    for path in uninterrupted.rglob("*"):  # and the folder is left as it was
+        if path.is_file():
+            assert (run / path.relative_to(uninterrupted)).read_bytes() == path.read_bytes()
     assert message in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("error: ")
 
