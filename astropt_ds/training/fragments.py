@@ -25,11 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 STATES = ("weight", *MOMENTS)
 
 # ZeRO 1 and 2: a group's parameters; the flat buffer they are views of; this rank's fp32 share.
-FLAT_LAYOUTS = (
-    ("bit16_groups", "bit16_groups_flat", "single_partition_of_fp32_groups"),
-    # what stage 1 becomes in bf16 with fp32 gradient accumulation (BF16_Optimizer)
-    ("bf16_groups", "bf16_groups_flat", "fp32_groups_flat_partition"),
-)
+FLAT_LAYOUT = ("bit16_groups", "bit16_groups_flat", "single_partition_of_fp32_groups")
 
 
 @dataclass(frozen=True)
@@ -165,12 +161,11 @@ def _pieces(engine: Any) -> list[_Piece]:
         return list(_replicated_pieces(optimizer, *_place(engine.seq_data_parallel_group)))
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         return list(_partitioned_pieces(optimizer))
-    for layout in FLAT_LAYOUTS:
-        if hasattr(optimizer, layout[-1]):
-            return list(_flat_pieces(optimizer, *layout))
+    if hasattr(optimizer, FLAT_LAYOUT[-1]):
+        return list(_flat_pieces(optimizer))
     raise RuntimeError(
-        f"{type(optimizer).__name__} is neither torch.optim.AdamW nor has it any of "
-        f"fp32_partitioned_groups_flat, {', '.join(layout[-1] for layout in FLAT_LAYOUTS)}"
+        f"{type(optimizer).__name__} is neither torch.optim.AdamW nor a ZeRO optimizer with "
+        f"fp32_partitioned_groups_flat or {FLAT_LAYOUT[-1]}"
     )
 
 
@@ -183,14 +178,15 @@ def _replicated_pieces(adamw: torch.optim.AdamW, rank: int, ranks: int) -> Itera
             yield _Piece(parameter, start, parameter, start, end - start, owned=part == 1)
 
 
-def _flat_pieces(optimizer: Any, groups: str, flats: str, homes: str) -> Iterator[_Piece]:
+def _flat_pieces(optimizer: Any) -> Iterator[_Piece]:
     """Stages 1 and 2: the parameters of a group lie in one flat buffer, cut into equal shares.
 
     A parameter's place is read off its storage, not off DeepSpeed's tables (`_hp_mapping` is wrong
     with round_robin_gradients): it is a view of the flat buffer in any order and alignment.
-    Reads the lists of FLAT_LAYOUTS and `real_dp_process_group`, each with one item a group.
+    Reads the lists of FLAT_LAYOUT and `real_dp_process_group`, each with one item a group.
     """
-    lists = (getattr(optimizer, name) for name in (groups, flats, homes, "real_dp_process_group"))
+    groups, flats, homes = FLAT_LAYOUT
+    lists = (getattr(optimizer, name) for name in (*FLAT_LAYOUT, "real_dp_process_group"))
     for parameters, flat, home, process_group in zip(*lists, strict=True):
         rank, ranks = _place(process_group)
         if home.numel() * ranks != flat.numel():
