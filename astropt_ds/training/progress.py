@@ -31,7 +31,7 @@ class Progress:
             total=steps,
             unit="step",
             disable=None,  # on a terminal only
-            bar_format="{n_fmt}/{total_fmt} |{bar}| {postfix}",
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}",
         )
 
     def update(self, step: int, loss: float, lr: float, images: int, seconds: float) -> None:
@@ -45,7 +45,7 @@ class Progress:
             f"{rate * self.tokens_per_image:,.0f} tokens/s  ETA {left}"
         )
         if not self._bar.disable:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_description_str(text, refresh=False)
             self._bar.update()
         elif time.monotonic() - self._last_line > LOG_SECONDS or step == self.steps:
             self._last_line = time.monotonic()

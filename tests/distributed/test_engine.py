@@ -73,8 +73,9 @@ def close(a, b, tolerance):
     assert worst <= tolerance, f"{worst:.2e}"
 
 
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(
+    "ranks, accumulation", [(r, a) for r in RANKS for a in scenarios.accumulations(r)]
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_losses_and_norms_are_those_of_a_plain_loop(results, plain, stage, ranks, accumulation):
     found = results[ranks]["parity"][f"{stage}/{accumulation}"]

@@ -1,4 +1,6 @@
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +54,18 @@ def test_a_log_gets_a_line_with_rate_and_time_left(capsys):
     assert capsys.readouterr().out == (
         "step 1/100  loss 0.5000  lr 1.00e-03  16.0 images/s  16,384 tokens/s  ETA 0:03:18\n"
     )
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    written = io.StringIO()
+    written.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", written)
+    progress = Progress(step=3, steps=100, tokens_per_image=1024)
+    progress._bar.mininterval = 0
+    progress.update(4, loss=0.5, lr=1e-3, images=32, seconds=2.0)
+    progress.close()
+    assert "4/100 |" in written.getvalue()
+    assert "| loss 0.5000  lr 1.00e-03" in written.getvalue()
 
 
 @pytest.mark.parametrize("orientation", ["rows", "columns"])
