@@ -9,7 +9,7 @@ PACKAGES := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '-e .[dev,demo]' || ec
 
 # Make the demo from real images instead: make demo DATA=FOLDER
 DATA ?=
-DEMO := demo/$(if $(DATA),$(notdir $(abspath $(DATA))),simulated)
+DEMO := demo/$(if $(DATA),real-$(firstword $(shell printf '%s' '$(abspath $(DATA))' | cksum)),simulated)
 STAMPS := demo/stamps
 RANKS ?= 2
 
@@ -19,11 +19,10 @@ export DS_BUILD_OPS := 0
 
 venv: $(VENV)/ready
 
-$(VENV)/ready: pyproject.toml requirements-cpu.txt tests/requirements-oracle.txt
+$(VENV)/ready: pyproject.toml requirements-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(PACKAGES)
-	$(BIN)/pip install --quiet --no-deps -r tests/requirements-oracle.txt
 	touch $@
 
 demo: $(DEMO)/run/complete
@@ -38,15 +37,19 @@ $(DEMO)/shards/manifest.json: $(STAMPS)/catalogue.csv
 	    --output $(DEMO)/shards --val-fraction 0.05 --test-fraction 0.05
 else
 $(DEMO)/shards/manifest.json: | venv
-	$(BIN)/python tools/make_shards.py --images $(DATA) --min-side 96 \
+	$(BIN)/python tools/make_shards.py --images '$(DATA)' --min-side 96 \
 	    --output $(DEMO)/shards --val-fraction 0.05 --test-fraction 0.05
 endif
 
 $(DEMO)/run/complete: $(DEMO)/shards/manifest.json
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m astropt_ds.train \
+	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m astropt_ds.train \
 	    --config demo data.path=$(DEMO)/shards run.dir=$(DEMO)/run
 
-test: venv
+$(VENV)/oracle: tests/requirements-oracle.txt | venv
+	$(BIN)/pip install --quiet --no-deps -r $<
+	touch $@
+
+test: venv $(VENV)/oracle
 	$(BIN)/python -m pytest tests
 
 lint: venv

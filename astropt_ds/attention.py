@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def _flash_lacks(device: torch.device, dtype: torch.dtype) -> str:
         return f"a CUDA device, not {device.type}"
     if dtype not in (torch.float16, torch.bfloat16):
         return "precision=bf16"
-    if importlib.util.find_spec("flash_attn") is None:
+    if _flash_attn_func() is None:
         return "the flash-attn package (pip install 'astropt-ds[flash]')"
     return ""
 
@@ -63,9 +64,19 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, kernel: str) -> 
     raise ValueError(f"kernel {kernel!r}: one of {', '.join(KERNELS)} would be right")
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    from flash_attn import flash_attn_func  # compiled for CUDA: importable there only
+@lru_cache(maxsize=1)
+def _flash_attn_func() -> Callable[..., Tensor] | None:
+    """flash-attn's function, or None where it is missing or its build does not fit this torch."""
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
 
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    flash_attn_func = _flash_attn_func()
+    assert flash_attn_func is not None
     # flash-attn wants (batch, tokens, heads, d); these are views, nothing is copied
     out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal)
     return out.transpose(1, 2)

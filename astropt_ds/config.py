@@ -6,34 +6,26 @@ that a run needs besides (the DeepSpeed dictionary, micro-batches, accumulation)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from astropt_ds.errors import UserError
 
 LARGEST_DERIVED_MICRO = 16
 
 
-def _no_truth(value: Any) -> Any:
-    if isinstance(value, bool):  # YAML's yes and no, which Python would take for 1 and 0
-        raise ValueError("is a truth value; a whole number would be right")
-    return value
-
-
-Positive = Annotated[int, Field(ge=1), BeforeValidator(_no_truth)]
-NonNegative = Annotated[int, Field(ge=0), BeforeValidator(_no_truth)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
     """A frozen group of keys that rejects those it does not know."""
 
-    # coerce_numbers_to_str: `run.dir=2024` is a folder's name although YAML reads a number
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModalityConfig(Section):
@@ -133,7 +125,7 @@ class OptimConfig(Section):
     """AdamW on two groups: weight decay for tensors of two or more dimensions only."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3  # peak
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip: Annotated[float, Field(gt=0)] = 1.0  # of the global gradient norm

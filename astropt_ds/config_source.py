@@ -70,7 +70,7 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
                 "or the path of a .yaml file"
             )
     try:
-        values = yaml.safe_load(path.read_text())
+        values = _parse(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {source}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
@@ -80,12 +80,29 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     return values
 
 
+def _parse(text: str) -> Any:
+    """YAML with every scalar as it is written, except null.
+
+    The types of :class:`Config` say what a value is; YAML's own guesses would turn ``off`` into
+    false and the folder ``2024_10_05`` into a number.
+    """
+
+    def with_null(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: with_null(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [with_null(item) for item in value]
+        return None if value in ("", "~", "null") else value
+
+    return with_null(yaml.load(text, Loader=yaml.BaseLoader))
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r}: key.sub=value would be right")
     try:
-        value = yaml.safe_load(text) if text else None
+        value = _parse(text)
     except yaml.YAMLError:
         raise UserError(f"override {override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")
@@ -108,7 +125,7 @@ def _describe(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}={item['input']!r} {message}"
+    return f"{key}={item['input']} {message}"
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -13,6 +13,8 @@ from astropt_ds.config import ModelConfig
 PEAKS = {
     "B200": 2250e12,
     "H200": 989.4e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989.4e12,
     "A100": 312e12,
     "L40S": 362e12,

@@ -11,6 +11,7 @@ from astropt_ds.data.loader import Galaxies
 from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
 from astropt_ds.training.engine import Engine, partitioned
+from astropt_ds.training.environment import attention_kernel
 from astropt_ds.training.ranks import Ranks, check_precision, start
 from astropt_ds.training.run import Run
 from astropt_ds.training.validation import validate
@@ -28,7 +29,8 @@ def train(config: Config, ranks: Ranks) -> None:
     """Predict the next patch of every galaxy, in spiral order, under a Huber loss."""
     with ranks.together():
         check_precision(config.precision, ranks.device)
-        galaxies = Galaxies(config, ranks.rank, ranks.size)
+        attention_kernel(config, ranks)
+        galaxies = Galaxies(config, ranks.rank, ranks.size, pin=ranks.device.type == "cuda")
     run = Run(config, galaxies, ranks)
 
     with partitioned(config, ranks):

@@ -25,14 +25,15 @@ REPOSITORY = Path(__file__).parent.parent
 REQUIRED = os.environ.get("ASTROPT_REQUIRE", "").split(",")
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where ASTROPT_REQUIRE names what a test needs, a skip for its absence is a failure."""
+    report = yield
     needs = item.get_closest_marker("needs")
-    skipped = call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception)
-    if needs and needs.args[0] in REQUIRED and skipped:
-        call.excinfo = pytest.ExceptionInfo.from_exception(
-            AssertionError(f"required but skipped: {call.excinfo.value}")
-        )
+    if report.skipped and needs and needs.args[0] in REQUIRED:
+        report.outcome = "failed"
+        report.longrepr = f"ASTROPT_REQUIRE={needs.args[0]}, but: {call.excinfo.value}"
+    return report
 
 
 def blob(seed: int, side: int = 64) -> np.ndarray:
@@ -100,6 +101,16 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def galaxies() -> Path | None:
+    """The folder of real galaxies: ASTROPT_GALAXIES, or the one beside the repository, or none."""
+    named = os.environ.get("ASTROPT_GALAXIES")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "galaxies"
+    if named and not (folder / "manifest.csv").is_file():
+        raise FileNotFoundError(f"ASTROPT_GALAXIES={named}: no manifest.csv there")
+    return folder if (folder / "manifest.csv").is_file() else None
 
 
 Launch = Callable[..., subprocess.CompletedProcess]

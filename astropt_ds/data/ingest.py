@@ -69,32 +69,45 @@ def make_shards(job: Job) -> Report:
     """Write a data set; it appears whole, or not at all.
 
     Raises:
-        UserError: the input is not there or not usable, or the output exists.
+        UserError: the input is not there or not usable, or the output exists or cannot be written.
     """
     _check(job)
     table = _table(job)
     partial = job.output.with_name(job.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+        report = _write(job, table, partial)
+        partial.rename(job.output)
+    except OSError as error:
+        raise UserError(f"--output {job.output}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _write(job: Job, table: pd.DataFrame, folder: Path) -> Report:
     rejected: list[tuple[str, str, str]] = []
     entries = {}
     with tqdm(total=len(table), unit="image", disable=None, desc="shards") as progress:
         for split in SPLITS:
             rows = table[table["__split__"] == split]
             samples = _samples(job, rows, rejected, progress)
-            entries[split] = write_split(partial, split, samples, job.samples_per_shard)
+            entries[split] = write_split(folder, split, samples, job.samples_per_shard)
     if not any(entry.samples for entry in entries.values()):
         reason = Counter(row[2] for row in rejected).most_common(1)[0][0]
-        shutil.rmtree(partial)
         raise UserError(f"--images {job.images}: none of {len(table)} is usable (first: {reason})")
-    manifest = Manifest(
-        format=FORMAT, dtype="uint8", channels=3, bands=["R", "G", "B"], splits=entries
-    )
-    manifest.save(partial)
+    Manifest(
+        format=FORMAT,
+        dtype="uint8",
+        channels=3,
+        bands=["R", "G", "B"],
+        nan="none",
+        splits=entries,
+    ).save(folder)
     if rejected:
-        with (partial / REJECTED).open("w", newline="") as file:
+        with (folder / REJECTED).open("w", newline="") as file:
             csv.writer(file).writerows([("id", "file", "reason"), *rejected])
-    partial.rename(job.output)
     return Report({name: entry.samples for name, entry in entries.items()}, len(rejected))
 
 
@@ -140,7 +153,9 @@ def _table(job: Job) -> pd.DataFrame:
         raise UserError(
             f"column {ids!r}: {len(doubled)} ids occur twice, {doubled.iloc[0]!r} for one"
         )
-    groups = table[job.group_column].map(_text) if job.group_column else table["__id__"]
+    groups = table["__id__"]
+    if job.group_column:  # a row without a group is its own
+        groups = table[job.group_column].map(_text).where(table[job.group_column].notna(), groups)
     split = groups.map(lambda group: split_of(group, job.val_fraction, job.test_fraction))
     # Stored in the order of a hash: a shard is a random part of the survey, however it was sorted.
     shuffle = table["__id__"].map(lambda i: hashlib.sha256(f"order/{i}".encode()).hexdigest())
@@ -189,7 +204,7 @@ def _samples(
     column = job.file_column if job.catalogue else "file"
     for row in table.to_dict("records"):
         progress.update()
-        identifier, file = row["__id__"], str(row[column])
+        identifier, file = row["__id__"], _text(row[column])
         try:
             data = (job.images / file).read_bytes()
             height, width = decode(data).shape[:2]
@@ -201,6 +216,8 @@ def _samples(
             continue
         suffix = Path(file).suffix.lower().lstrip(".")
         labels = {str(k): _plain(v) for k, v in row.items() if not str(k).startswith("__")}
+        if "id" in labels and job.id_column != "id":
+            labels["catalogue_id"] = labels["id"]  # the id of a sample is what --id-column says
         labels["id"] = identifier
         yield Sample(key_of(identifier), suffix, data, labels, width, height)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from astropt_ds.config import Config
@@ -80,6 +79,7 @@ class Loader:
         rank, ranks: this process and how many there are.
         workers: reading processes; 0 reads in this one.
         augment: ``none`` or ``dihedral``.
+        pin: batches into page-locked memory, for a GPU.
     """
 
     def __init__(
@@ -92,17 +92,19 @@ class Loader:
         rank: int,
         ranks: int,
         workers: int,
-        augment: str = "none",
+        augment: str,
+        pin: bool,
     ) -> None:
         self.dataset = _TrainingBatches(reader, order, augment)
         self.micro, self.accumulation = micro, accumulation
         self.rank, self.ranks, self.workers = rank, ranks, workers
+        self.pin = pin
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The micro-batches of this rank for each step in [start, stop)."""
         mine = range(start * self.accumulation, stop * self.accumulation)
         ranges = _Ranges(mine, self.micro, self.rank, self.ranks)
-        batches = iter(_data_loader(self.dataset, ranges, self.workers))
+        batches = iter(_data_loader(self.dataset, ranges, self.workers, self.pin))
         for _ in range(start, stop):
             yield [next(batches) for _ in range(self.accumulation)]
 
@@ -113,23 +115,26 @@ class Galaxies:
     Args:
         config: the run's.
         rank, ranks: this process and how many there are.
+        pin: batches into page-locked memory, for a GPU.
 
     Attributes:
         hash: of the training split, which a resumed run must find unchanged.
-        warning: what is known to be wrong with the data before the run starts, or None.
+        warnings: what is known to be wrong with the data before the run starts.
+        grid: the geometry of the images.
+        training: this rank's training batches.
+        validation_images: in the fixed validation set.
 
     Raises:
         UserError: no shards, or shards that do not fit the configuration.
     """
 
-    def __init__(self, config: Config, rank: int, ranks: int) -> None:
+    def __init__(self, config: Config, rank: int, ranks: int, pin: bool) -> None:
         if config.data.path is None:
             raise UserError("data.path is missing: the folder that tools/make_shards.py wrote")
         channels = config.model.images.channels
         size, patch = config.data.image_size, config.model.images.patch
         self.grid = grid(size, patch, str(config.model.orientation))
-        self.images = config.eval.images
-        self.rank, self.ranks, self.workers = rank, ranks, config.data.workers
+        self.rank, self.ranks, self.workers, self.pin = rank, ranks, config.data.workers, pin
         self.micro, accumulation = config.batch.split(ranks)
         train, val = Split(config.data.path, "train"), Split(config.data.path, "val")
         if train.manifest.channels != channels:
@@ -137,7 +142,8 @@ class Galaxies:
                 f"data.path={config.data.path}: images of {train.manifest.channels} channels; "
                 f"model.modalities.images.channels={channels} needs others"
             )
-        self.warning = _too_small(train, config)
+        self.warnings = [w for split in (train, val) if (w := _too_small(split, config))]
+        self.validation_images = min(config.eval.images, len(val))
         self.hash = train.hash
         self.validation = Reader(val, self.grid, channels)
         self.training = Loader(
@@ -149,6 +155,7 @@ class Galaxies:
             ranks=ranks,
             workers=config.data.workers,
             augment=config.data.augment,
+            pin=pin,
         )
 
     def fixed(self) -> Iterator[Batch]:
@@ -156,12 +163,12 @@ class Galaxies:
 
         Every rank makes as many forward passes as the others; what is left over is padding.
         """
-        images = min(self.images, len(self.validation.split))
+        images = self.validation_images
         passes = -(-images // (self.micro * self.ranks))
         rows = np.full(passes * self.ranks * self.micro, PADDING, dtype=np.int64)
         rows[:images] = np.arange(images)
         mine = list(rows.reshape(passes, self.ranks, self.micro)[:, self.rank])
-        yield from _data_loader(_FixedBatches(self.validation), mine, self.workers)
+        yield from _data_loader(_FixedBatches(self.validation), mine, self.workers, self.pin)
 
 
 def _too_small(split: Split, config: Config) -> str | None:
@@ -174,7 +181,10 @@ def _too_small(split: Split, config: Config) -> str | None:
     small = split.smaller_than(size)
     if not small:
         return None
-    message = f"{small} of {len(split)} training images are smaller than data.image_size={size}"
+    message = (
+        f"{small} of {len(split)} images in split {split.name!r} are smaller than "
+        f"data.image_size={size}"
+    )
     if small > config.data.max_bad_fraction * len(split):
         largest = int(np.minimum(split.index["width"], split.index["height"]).min())
         patch = config.model.images.patch
@@ -185,12 +195,12 @@ def _too_small(split: Split, config: Config) -> str | None:
     return f"{message}; their slots get weight zero"
 
 
-def _data_loader(dataset: Dataset[Batch], items: Any, workers: int) -> DataLoader[Batch]:
+def _data_loader(dataset: Dataset[Batch], items: Any, workers: int, pin: bool) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole micro-batch
         sampler=items,
         num_workers=min(workers, len(items)),
         prefetch_factor=PREFETCH if min(workers, len(items)) else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
     )

@@ -15,6 +15,7 @@ from astropt_ds.data.decode import BadImageError, decode
 from astropt_ds.data.shards import Split
 from astropt_ds.tokens import Grid, centre_crop
 
+MAX_OPEN_FILES = 64  # a process; a window is smaller as a rule
 PADDING = -1  # a row that stands for no image: its weight is zero and it is no fault
 
 
@@ -110,7 +111,7 @@ class Reader:
 
     def _file(self, shard: str) -> int:
         if shard not in self._files:
-            if len(self._files) >= 64:  # more shards than a window holds: forget the oldest
+            if len(self._files) >= MAX_OPEN_FILES:  # close the one opened first
                 os.close(self._files.pop(next(iter(self._files))))
             self._files[shard] = os.open(self.split.folder / shard, os.O_RDONLY)
         return self._files[shard]

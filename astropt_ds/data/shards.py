@@ -58,6 +58,7 @@ class Manifest(BaseModel):
     dtype: str
     channels: int
     bands: list[str]
+    nan: str  # what a NaN in an image means; 8-bit images have none
     splits: dict[str, SplitEntry]
 
     def save(self, folder: Path) -> None:
@@ -216,6 +217,8 @@ class Split:
                     f"{path}: {path.stat().st_size} bytes; the manifest says {shard.bytes}"
                 )
         path = self.folder / self.entry.index
+        if not path.is_file() or sha256_file(path) != self.entry.index_sha256:
+            raise UserError(f"{path}: missing, or not the index that the manifest describes")
         try:
             self.index = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:

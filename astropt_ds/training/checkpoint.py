@@ -1,10 +1,11 @@
 """Checkpoints that know no topology, and that are complete or absent.
 
 A checkpoint is a folder ``step-NNNNNNNN`` with one safetensors file a rank, holding that rank's
-fragments of the logical fp32 tensors (weights and AdamW's moments), and ``manifest.json``: every
-tensor's shape, the fragments that cover it, the files' checksums, and the run's counters. It is
-written beside its place and renamed, so that a folder of that name is always whole; any ZeRO
-stage on any number of ranks reads what any other wrote.
+fragments of the logical fp32 tensors (weights and AdamW's moments); ``manifest.json``: every
+tensor's shape, the fragments that cover it, the files' checksums, and the run's counters; and
+``complete`` with the manifest's own checksum. It is written beside its place and renamed, so that
+a folder of that name is always whole; any ZeRO stage on any number of ranks reads what any other
+wrote.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import Ranks
 
 MANIFEST = "manifest.json"
+MARKER = "complete"  # holds the manifest's sha256, as that holds the files'
 FORMAT = "astropt_ds-checkpoint-1"
 POINTER = "latest"
 
@@ -66,10 +68,9 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
             }
             _check_cover(manifest["tensors"])
             _write_durably(staging / MANIFEST, json.dumps(manifest))
-            if final.exists():  # one that did not verify at resume: this run has made it anew
-                shutil.rmtree(final)
-            staging.rename(final)
-            _sync_folder(final.parent)
+            _write_durably(staging / MARKER, sha256_file(staging / MANIFEST) + "\n")
+            _sync_folder(staging)
+            _replace_folder(staging, final)
             _point(run_dir, final.name)
     return final
 
@@ -112,17 +113,19 @@ def find(folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
     Args:
         folder: a run's folder, or one checkpoint.
     """
-    if (folder / MANIFEST).is_file():
-        candidates = [folder]
-    else:
-        candidates = sorted((folder / "checkpoints").glob("step-????????"), reverse=True)
+    found = [folder] if (folder / MANIFEST).is_file() else candidates(folder)
     passed_over: list[str] = []
-    for candidate in ranks.gather(candidates)[0]:
+    for candidate in ranks.gather(found)[0]:
         problem = verify(candidate, ranks)
         if problem is None:
             return candidate, passed_over
         passed_over.append(f"{candidate}: {problem}")
     return None, passed_over
+
+
+def candidates(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run by their names alone, newest first."""
+    return sorted((run_dir / "checkpoints").glob("step-????????"), reverse=True)
 
 
 def verify(path: Path, ranks: Ranks) -> str | None:
@@ -149,6 +152,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: there is none, or it is not one.
     """
     try:
+        if sha256_file(path / MANIFEST) != (path / MARKER).read_text().strip():
+            raise UserError(f"{path / MANIFEST} does not match its checksum")
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise UserError(f"{path / MANIFEST}: format {manifest['format']!r}, not {FORMAT!r}")
@@ -207,6 +212,17 @@ def _check_cover(tensors: dict[str, Any]) -> None:
                 end = offset + length
             if end != math.prod(tensor["shape"]):
                 raise UserError(f"checkpoint: {state} of {name} ends at element {end}")
+
+
+def _replace_folder(staging: Path, final: Path) -> None:
+    """Rename into place, past a checkpoint of this step that did not verify at resume."""
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    staging.rename(final)
+    _sync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _point(run_dir: Path, name: str) -> None:

@@ -117,7 +117,7 @@ class Engine:
         """One optimizer update on this rank's micro-batches of a global batch.
 
         Raises:
-            UserError: the loss is not finite; the update was not made.
+            UserError: the loss or the gradient is not finite. The state is not to be saved.
         """
         lr = self.config.optim.lr * lr_factor(self.updates, self.config.schedule)
         for group in self.engine.optimizer.param_groups:
@@ -134,12 +134,15 @@ class Engine:
         total, bad = self.ranks.sum([torch.stack(losses).mean().item(), faults])
         loss = total / self.ranks.size
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at update {self.updates + 1}, which was not made")
+            raise UserError(f"the loss is {loss} before update {self.updates + 1}")
         # taken before the step, which clips and then clears the gradients
         norm = self._norm_at_stage_0() if self.config.zero.stage == 0 else None
         self.engine.step()
-        self.updates += 1
         norm = self.engine.get_global_grad_norm() if norm is None else norm
+        # DeepSpeed skips an update with an infinite gradient without a word
+        if norm is None or not math.isfinite(norm) or not self.engine.was_step_applied():
+            raise UserError(f"the gradient is not finite at update {self.updates + 1}")
+        self.updates += 1
         return StepResult(loss, float(norm), lr, int(bad), self.updates)
 
     @torch.no_grad()

@@ -33,7 +33,11 @@ def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
 
 
 def attention_kernel(config: Config, ranks: Ranks) -> str:
-    """The kernel that the configured one resolves to on this rank's device."""
+    """The kernel that the configured one resolves to on this rank's device.
+
+    Raises:
+        UserError: it cannot run there.
+    """
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return resolve_kernel(config.attention.kernel, ranks.device, dtype)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.config import Config
+from astropt_ds.errors import UserError
 
 METRICS = "metrics.jsonl"
 
@@ -24,18 +25,18 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, step: int, config: Config) -> None:
+        self._wandb = _start_wandb(folder, config)
         path = folder / METRICS
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
         partial = path.with_name(METRICS + ".partial")
         partial.write_text("".join(f"{line}\n" for line in kept if step > 0))
         os.replace(partial, path)
         self._file = path.open("a", buffering=1)
-        self._wandb = _start_wandb(folder, config)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a record; None stands for what is not known."""
         record = {"kind": kind, "step": step, **values, "time": time.time()}
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._wandb and kind != "event":
             numbers = {f"{kind}/{key}": v for key, v in values.items() if v is not None}
             self._wandb.log(numbers, step=step)
@@ -64,13 +65,17 @@ def _start_wandb(folder: Path, config: Config) -> Any:
         return None
     import wandb  # slow to import, and nobody's business when off
 
-    return wandb.init(
-        project=config.wandb.project,
-        mode=config.wandb.mode,
-        dir=str(folder),
-        name=folder.name,
-        # of the folder, so that a resumed run continues the same one
-        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-        resume="allow",
-        config=config.model_dump(mode="json"),
-    )
+    try:
+        return wandb.init(
+            project=config.wandb.project,
+            mode=config.wandb.mode,
+            dir=str(folder),
+            name=folder.name,
+            # of the folder, so that a resumed run continues the same one
+            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            config=config.model_dump(mode="json"),
+        )
+    except wandb.errors.Error as error:  # no key, no network
+        reason = " ".join(str(error).split())
+        raise UserError(f"wandb.mode={config.wandb.mode}: {reason}; off and offline work") from None

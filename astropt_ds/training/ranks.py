@@ -54,22 +54,22 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        dist.barrier()
-
     @contextmanager
     def together(self) -> Iterator[None]:
-        """If any rank fails in this block by a user's mistake, all do, with the same message.
+        """If any rank fails in this block, all do; by a user's mistake, with the same message.
 
         Without it the others would wait for that rank in their next collective.
         """
-        problem = None
+        problem, failure = None, None
         try:
             yield
         except (UserError, OSError) as error:
-            problem = str(error)
+            problem = str(error) or repr(error)
+        except Exception as error:  # ours, not the user's: told to the others, raised as it is
+            problem, failure = repr(error), error
         problems = self.gather(problem)
+        if failure:
+            raise failure
         if any(problems):
             rank = next(rank for rank, problem in enumerate(problems) if problem)
             everywhere = all(problem == problems[rank] for problem in problems)
@@ -81,18 +81,24 @@ def start() -> Iterator[Ranks]:
     """Join the process group that torchrun or deepspeed described, or make one of this process.
 
     The device is the local rank's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu.
+
+    Raises:
+        UserError: the environment describes no group, or more processes than GPUs.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address = {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if address and (size > 1 or len(address) == 1):
+        raise UserError(f"{' and '.join(sorted(address))} not set; torchrun and deepspeed do that")
     device = _device(int(os.environ["LOCAL_RANK"]))
     # gloo beside nccl: objects and the CPU's own tensors need no GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    else:
+    if address:  # one process alone needs no port
         dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=size)
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield Ranks(rank, size, device)
     finally:
@@ -101,8 +107,15 @@ def start() -> Iterator[Ranks]:
 
 def _device(local_rank: int) -> torch.device:
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        visible = torch.cuda.device_count()
         # a scheduler may show each process its own device only
-        index = local_rank if torch.cuda.device_count() > 1 else 0
+        index = 0 if visible == 1 else local_rank
+        if index >= visible:
+            raise UserError(
+                f"local rank {local_rank} has no GPU: {visible} are visible; start {visible} "
+                "processes a node, or set DS_ACCELERATOR=cpu"
+            )
+        os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes its device from there
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if "OMP_NUM_THREADS" not in os.environ:

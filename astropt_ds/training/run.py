@@ -81,6 +81,8 @@ class Run:
                 f"run.resume={wanted}: no checkpoint verifies below {source}"
                 + "".join(f"; {line}" for line in passed_over)
             )
+        if found is not None and wanted != "auto":
+            self._check_no_newer(found)
         if found is not None:
             self._load(found, engine)
         with self.ranks.together():
@@ -89,8 +91,8 @@ class Run:
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
         self.event("start", self._start_line(found))
-        if self.galaxies.warning:
-            self.event("data", f"warning: {self.galaxies.warning}")
+        for warning in self.galaxies.warnings:
+            self.event("data", f"warning: {warning}")
         if self.config.run.steps <= self.config.schedule.warmup:
             warmup = self.config.schedule.warmup
             self.event("schedule", f"warning: the run ends within schedule.warmup={warmup} updates")
@@ -139,7 +141,10 @@ class Run:
             )
             self.progress.update(self.step, result.loss, result.lr, images, seconds)
         if result.bad:
-            self._record_faults([fault for batch in batches for fault in batch.faults])
+            self._report("bad_sample", [fault for batch in batches for fault in batch.faults])
+            # the fraction of a few samples means little, unless none of them can be used
+            enough = images if result.bad == images else ENOUGH_SAMPLES
+            self._check_bad_samples(max(self.step * images, enough))
 
     def record_validation(self, validation: Validation) -> None:
         """Record a validation, its failures and its picture. Collective."""
@@ -155,10 +160,11 @@ class Run:
                 f"step {self.step}: validation loss {validation.loss:.4f} on {validation.n} images "
                 f"(zeros {validation.zeros:.4f}, previous patch {validation.previous:.4f})"
             )
-            picture = reconstruction_picture(
-                validation.patches, validation.predictions, self.galaxies.grid
-            )
-            picture.save(self.dir / "samples" / f"step-{self.step:08d}.png")
+            if len(validation.patches):
+                picture = reconstruction_picture(
+                    validation.patches, validation.predictions, self.galaxies.grid
+                )
+                picture.save(self.dir / "samples" / f"step-{self.step:08d}.png")
         self._clock = time.monotonic()
 
     def due(self, every: int) -> bool:
@@ -180,13 +186,19 @@ class Run:
         self._clock = time.monotonic()
 
     def finish(self) -> None:
-        """Say how the whole run went, also in the file ``complete``, and close the records."""
+        """Say how the whole run went, also in the file ``complete``, and close the records.
+
+        Raises:
+            UserError: too many samples failed.
+        """
+        self._check_bad_samples(self.step * self.config.batch.global_images)
         if self.ranks.main:
             assert self.metrics and self.progress
             losses = [r["loss"] for r in read_metrics(self.dir) if r["kind"] == "val"]
+            course = f"{losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "not taken here"
             text = (
-                f"complete at step {self.step}: validation loss {losses[0]:.4f} -> "
-                f"{losses[-1]:.4f}; pictures in {self.dir / 'samples'}"
+                f"complete at step {self.step}: validation loss {course}; "
+                f"pictures in {self.dir / 'samples'}"
             )
             self.event("finish", text)
             (self.dir / COMPLETE).write_text(text + "\n")
@@ -202,14 +214,12 @@ class Run:
 
     # Failing samples.
 
-    def _record_faults(self, faults: list[Fault]) -> None:
-        self._report("bad_sample", faults)
-        samples = max(self.step * self.config.batch.global_images, ENOUGH_SAMPLES)
-        if self.bad_samples > self.config.data.max_bad_fraction * samples:
+    def _check_bad_samples(self, of: int) -> None:
+        if self.bad_samples > self.config.data.max_bad_fraction * of:
             raise UserError(
                 f"{self.bad_samples} of {self.step * self.config.batch.global_images} samples "
-                f"failed, more than data.max_bad_fraction={self.config.data.max_bad_fraction} of "
-                f"{samples}; each is a bad_sample in {self.dir / METRICS}"
+                f"failed, more than data.max_bad_fraction={self.config.data.max_bad_fraction} "
+                f"allows; each is a bad_sample in {self.dir / METRICS}"
             )
 
     def _report(self, event: str, faults: list[Fault]) -> None:
@@ -252,6 +262,16 @@ class Run:
         engine.restored(state["updates"])
         self.step = manifest["step"]
         self.bad_samples = state["bad_samples"]
+
+    def _check_no_newer(self, found: Path) -> None:
+        """Going back in a folder would leave two branches of one run in it."""
+        step = checkpoint.read_manifest(found)["step"]
+        newer = [p for p in checkpoint.candidates(self.dir) if p.name > f"step-{step:08d}"]
+        if newer:
+            raise UserError(
+                f"run.resume={found}: run.dir={self.dir} holds the newer {newer[0].name}; "
+                "name another run.dir"
+            )
 
     def _check_folder(self) -> None:
         if self.config.run.resume == "never" and (self.dir / METRICS).exists():

@@ -49,7 +49,7 @@ def validate(engine: Engine, galaxies: Galaxies) -> Validation:
     Raises:
         UserError: no image could be read.
     """
-    images = min(galaxies.images, len(galaxies.validation.split))
+    images = galaxies.validation_images
     slots = torch.zeros(4, images, dtype=torch.float64)  # model, zeros, previous, weight
     faults: list[Fault] = []
     patches: list[Tensor] = []

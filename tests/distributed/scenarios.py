@@ -141,7 +141,7 @@ def train(engine: Engine, ranks: Ranks, micro: int, start_step: int, stop: int) 
 def main() -> None:
     folder, full = Path(sys.argv[1]), "full" in sys.argv[2:]
     saved = folder / "saved"
-    kinds = ("parity", "unclipped", "initial", "resumed", "bf16", "bf16_resumed")
+    kinds = ("parity", "unclipped", "initial", "resumed", "bf16", "bf16_resumed", "nan", "inf")
     out: dict = {kind: {} for kind in kinds}
     with start() as ranks:
         share_size = GLOBAL_IMAGES // ranks.size
@@ -189,24 +189,29 @@ def main() -> None:
             agree = seen_weights_agree(again, ranks)
             result = train(again, ranks, share_size, SAVED_AT, STEPS)
             out["bf16_resumed"][stage] = {**result, "agree": agree}
-        out["not_finite"] = not_finite(ranks, share_size)
+        if ranks.size < 3:
+            for stage in ("0", "1", "2", "3"):
+                out["nan"][stage] = not_finite(ranks, share_size, stage, float("nan"))
+                # a finite loss whose gradient overflows
+                out["inf"][stage] = not_finite(ranks, share_size, stage, 3e38)
         if ranks.main:
             (folder / f"ranks-{ranks.size}.json").write_text(json.dumps(out))
         dist.barrier()
 
 
-def not_finite(ranks: Ranks, micro: int) -> dict:
-    """A loss that is not finite on one rank: the message, and whether the weights moved."""
-    engine = build(configuration("3", micro), ranks)
+def not_finite(ranks: Ranks, micro: int, stage: str, weight: float) -> dict:
+    """One image of such a weight, on one rank: the message, and whether the run moved on."""
+    engine = build(configuration(stage, micro), ranks)
     before = weights_hash(engine, ranks)
     batches = share(0, ranks, micro)
     if ranks.rank == ranks.size - 1:
-        batches[0].weights[0] = float("nan")
+        batches[0].weights[0] = weight
     try:
         engine.step(batches)
     except UserError as error:
-        return {"message": str(error), "moved": weights_hash(engine, ranks) != before}
-    return {"message": "", "moved": True}
+        moved = weights_hash(engine, ranks) != before
+        return {"message": str(error), "moved": moved, "updates": engine.updates}
+    return {"message": "", "moved": True, "updates": engine.updates}
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def test_predictions_and_loss_are_upstreams(upstream, preset, tokeniser, tokens)
             {"images": inputs, "images_positions": positions}, targets={"images": targets}
         )
         predictions, loss = ours(inputs, targets)
-    torch.testing.assert_close(predictions, expected["images"], atol=1e-6, rtol=0)
+    # one affine layer passes large values on, of which 1e-6 is less than the last bit
+    rtol = 1e-6 if tokeniser == "affine" else 0
+    torch.testing.assert_close(predictions, expected["images"], atol=1e-6, rtol=rtol)
     assert loss.item() == pytest.approx(expected_loss.item(), abs=1e-6)
     assert expected["images"].std() > 0.01  # not a comparison of zeros

@@ -59,19 +59,30 @@ def test_overrides_win_over_the_file_and_the_last_one_over_the_others(tmp_path):
     assert (config.run.steps, config.run.dir, config.model.layers) == (9, "2024", 2)
 
 
+@pytest.mark.parametrize("name", ["2024_10_05", "2024-10-05", "007", "12:30", "off", "1e3"])
+def test_a_value_is_what_its_key_says_not_what_yaml_guesses(name):
+    overrides = [f"run.dir={name}", "wandb.mode=off", "zero.stage=3", "zero.offload=off"]
+    config = load_config("1m", overrides)
+    assert (config.run.dir, config.wandb.mode, config.zero.offload) == (name, "off", False)
+    assert load_config("1m", ["batch.micro=null", "run.dir="]).batch.micro is None
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
         ("optim.lrr=1", "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
         ("modle.width=8", "unknown key 'modle'; did you mean 'model'?"),
         ("batch.globl_images=8", "did you mean 'batch.global_images'?"),
-        ("optim.lr=fast", "optim.lr='fast' should be a valid number"),
+        ("optim.lr=fast", "optim.lr=fast should be a valid number"),
+        ("optim.lr=yes", "optim.lr=yes should be a valid number"),
+        ("optim.lr=nan", "optim.lr=nan should be a finite number"),
+        ("optim.betas=[1.0,0.95]", "should be less than 1"),
         ("run.steps=0", "run.steps=0 should be greater than or equal to 1"),
         ("run.steps=2.5", "run.steps=2.5 should be a valid integer"),
-        ("batch.micro=yes", "batch.micro: is a truth value; a whole number would be right"),
+        ("batch.micro=yes", "batch.micro=yes should be a valid integer"),
         ("zero.stage=4", "zero.stage=4 should be less than or equal to 3"),
         ("zero.offload=true", "zero: offload=true needs stage=3, not stage=1"),
-        ("precision=fp16", "precision='fp16' should be 'fp32' or 'bf16'"),
+        ("precision=fp16", "precision=fp16 should be 'fp32' or 'bf16'"),
         ("zero.stage=0", "precision=bf16 at zero.stage=0"),
         ("data.image_size=8", "data.image_size=8 is smaller than a patch of 16 pixels"),
         ("data.image_size=500", "no multiple of the patch of 16 pixels; 496 or 512 would be"),

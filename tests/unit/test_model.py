@@ -34,11 +34,14 @@ def small(tokeniser="aim", *overrides):
 @pytest.mark.parametrize("preset", COUNTS)
 def test_parameter_counts_are_those_of_the_paper(preset):
     for tokeniser, expected in zip(TOKENISERS, COUNTS[preset], strict=True):
-        start = time.perf_counter()
-        with torch.device("meta"):
-            model = AstroPT(config(preset, f"model.tokeniser={tokeniser}"))
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.device("meta"):
+                model = AstroPT(config(preset, f"model.tokeniser={tokeniser}"))
+            seconds.append(time.perf_counter() - start)
         assert sum(p.numel() for p in model.parameters()) == expected
-        assert time.perf_counter() - start < 1.0  # nothing is drawn on the meta device
+        assert min(seconds) < 0.1  # milliseconds: nothing is drawn on the meta device
 
 
 @pytest.mark.parametrize("tokeniser", TOKENISERS)

@@ -1,10 +1,16 @@
+import io
+
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from astropt_ds.data.decode import decode
 from astropt_ds.tokens import centre_crop, destandardise, grid, spiral, standardise
+from tests.conftest import blob
 
 
 def spiral_numbers(n):
@@ -54,10 +60,8 @@ def test_a_smaller_stamp_is_a_prefix_of_a_larger_one(n, half_margin):
     assert ((rows - half_margin) * n + columns - half_margin == spiral(n)).all()
 
 
-@pytest.mark.parametrize("side", [16, 48, 64, 512])
-@pytest.mark.parametrize("orientation", ["rows", "columns"])
-def test_patches_follow_the_definition_and_can_be_put_back(side, orientation):
-    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+def check_definition(image, orientation):
+    side = len(image)
     g = grid(side, 16, orientation)
     patches = g.to_patches(image)
     n = side // 16
@@ -71,6 +75,36 @@ def test_patches_follow_the_definition_and_can_be_put_back(side, orientation):
         assert (patches[token] == patch.reshape(-1)).all()  # channel fastest
     back = g.to_images(torch.from_numpy(patches)[None])
     assert (back[0].numpy() == image).all()
+    return patches
+
+
+@pytest.mark.parametrize("side", [16, 48, 64, 512])
+@pytest.mark.parametrize("orientation", ["rows", "columns"])
+def test_patches_follow_the_definition_and_can_be_put_back(side, orientation):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    check_definition(image, orientation)
+
+
+@pytest.mark.parametrize("orientation", ["rows", "columns"])
+def test_tokens_of_galaxies_follow_the_definition(galaxies, orientation):
+    """Real images where they lie, blobs elsewhere: from the file's bytes to the model's input."""
+    if galaxies:
+        files = sorted((galaxies / "images" / "legacy_512").glob("*.jpg"))[:3]
+        files += sorted((galaxies / "images" / "gz_examples").glob("*.jpg"))[:3]
+        data = [file.read_bytes() for file in files]
+    else:
+        data = [simplejpeg.encode_jpeg(blob(i, 512), quality=90) for i in range(6)]
+    assert len(data) == 6
+    for encoded in data:
+        image = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        assert (decode(encoded) == image).all()
+        side = min(image.shape[:2]) // 16 * 16
+        patches = check_definition(centre_crop(image, side), orientation)
+        x = patches.astype(np.float64)
+        spread = x.std(1, ddof=1, keepdims=True)
+        expected = (x - x.mean(1, keepdims=True)) / (spread + 1e-8)
+        tokens = standardise(torch.from_numpy(patches)).numpy()
+        np.testing.assert_allclose(tokens, expected, atol=1e-5)
 
 
 def test_a_grid_is_computed_once_and_refuses_what_is_no_grid():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import galsim
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +13,6 @@ import simplejpeg
 
 from astropt_ds.data import simulate
 from astropt_ds.errors import UserError
-
-galsim = pytest.importorskip("galsim")
-pytest.importorskip("astropy")
 
 TOOL = Path(simulate.__file__).parents[2] / "tools" / "simulate_galaxies.py"
 COLUMNS = ["id", "file", "ra", "dec", *simulate.LABELS]

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 
@@ -85,6 +86,18 @@ def flip(path):
     path.write_bytes(data)
 
 
+def edit_manifest(path, old, new):
+    text = (path / "manifest.json").read_text()
+    assert old in text
+    (path / "manifest.json").write_text(text.replace(old, new))
+
+
+def whole_manifest(path, text):
+    """Another manifest, with the checksum that belongs to it."""
+    (path / "manifest.json").write_text(text)
+    (path / "complete").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
+
+
 @pytest.mark.parametrize(
     "harm, reason",
     [
@@ -92,9 +105,12 @@ def flip(path):
         (lambda p: (p / "rank-00000.safetensors").unlink(), "is missing"),
         (lambda p: (p / "rank-00000.safetensors").write_bytes(b"x"), "has 1 of"),
         (lambda p: (p / "manifest.json").unlink(), "not a checkpoint's manifest"),
-        (lambda p: (p / "manifest.json").write_text("{"), "not a checkpoint's manifest"),
-        (lambda p: (p / "manifest.json").write_text('{"format": "x"}'), "format 'x'"),
-        (lambda p: (p / "manifest.json").write_text("[]"), "not a checkpoint's manifest"),
+        (lambda p: edit_manifest(p, '"updates": 6', '"updates": 5'), "not match its checksum"),
+        (lambda p: (p / "complete").unlink(), "not a checkpoint's manifest"),
+        (lambda p: (p / "complete").write_text(""), "does not match its checksum"),
+        (lambda p: whole_manifest(p, "{"), "not a checkpoint's manifest"),
+        (lambda p: whole_manifest(p, '{"format": "x"}'), "format 'x'"),
+        (lambda p: whole_manifest(p, "[]"), "not a checkpoint's manifest"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_its_reason(ranks, saved, harm, reason):
@@ -153,6 +169,37 @@ def test_the_files_can_be_read_by_anyone(saved):
     stored = load_file(path / "rank-00000.safetensors")
     for offset, length, _ in manifest["tensors"]["a.weight"]["fragments"]["exp_avg"]:
         assert stored[f"exp_avg/a.weight/{offset}"].shape == (length,)
+
+
+def test_saving_a_step_anew_replaces_what_was_there(ranks, saved):
+    flip(saved / "checkpoints" / "step-00000006" / "rank-00000.safetensors")
+    path = checkpoint.save(saved, 6, fragments(SHAPES), {"updates": 60}, ranks)
+    assert checkpoint.find(saved, ranks) == (path, [])
+    names = sorted(p.name for p in (saved / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000006"]
+
+
+def test_a_failure_of_ours_is_no_users_mistake(ranks):
+    with pytest.raises(ZeroDivisionError), ranks.together():
+        raise ZeroDivisionError
+    with pytest.raises(UserError, match="TimeoutError"), ranks.together():
+        raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT not set"),
+        ({"MASTER_ADDR": "localhost"}, "MASTER_PORT not set"),
+    ],
+)
+def test_half_a_description_of_the_group_is_refused(monkeypatch, variables, message):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message), start():
+        pass
 
 
 def test_a_users_mistake_on_one_rank_is_every_ranks(ranks):
