@@ -20,6 +20,7 @@ export DS_BUILD_OPS := 0
 venv: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml requirements-cpu.txt
+	@echo "Setting up $(VENV): about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(PACKAGES)
@@ -29,6 +30,7 @@ demo: $(DEMO)/run/complete
 	@cat $<
 
 $(STAMPS)/catalogue.csv: | venv
+	@echo "Simulating 4,000 galaxies: about a minute"
 	$(BIN)/python tools/simulate_galaxies.py --output $(STAMPS) --count 4000 --side 96
 
 ifeq ($(DATA),)

@@ -57,7 +57,8 @@ def parse_command_line(argv: list[str]) -> Config | None:
 
 def preset_names() -> list[str]:
     """The shipped presets, smallest model first."""
-    return sorted((p.stem for p in PRESETS.glob("*.yaml")), key=lambda n: (len(n), n))
+    names = (path.stem for path in PRESETS.glob("*.yaml"))
+    return sorted(names, key=lambda name: (not name[0].isdigit(), len(name), name))
 
 
 def _read_yaml(source: str | Path) -> dict[str, Any]:
@@ -120,6 +121,8 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.0)
         return f"unknown key {key!r}; did you mean {near[0]!r}?"
+    if item["type"] == "model_type":
+        return f"{key} is a section; {key}.KEY=value would be right"
     if item["type"] == "missing":
         return f"{key} is missing"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class UserError(Exception):
@@ -22,4 +23,9 @@ def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
         if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(EXIT_INTERRUPTED)  # at once: the other processes of a run do not answer any more
     sys.exit(0)

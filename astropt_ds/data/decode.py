@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 JPEG_MAGIC = b"\xff\xd8"
 COLOUR_MODES = ("RGB", "RGBA", "P")
@@ -28,6 +28,8 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         BadImageError: not an image, damaged, or not a colour image.
     """
+    if not data:
+        raise BadImageError("is empty")
     if data[:2] == JPEG_MAGIC:
         try:
             colourspace = simplejpeg.decode_jpeg_header(data)[2]
@@ -50,6 +52,8 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError("cannot be decoded (no image format that Pillow knows)") from None
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImageError(f"cannot be decoded ({reason})") from None

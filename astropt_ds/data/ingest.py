@@ -10,7 +10,6 @@ import csv
 import hashlib
 import shutil
 import urllib.parse
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +94,10 @@ def _write(job: Job, table: pd.DataFrame, folder: Path) -> Report:
             samples = _samples(job, rows, rejected, progress)
             entries[split] = write_split(folder, split, samples, job.samples_per_shard)
     if not any(entry.samples for entry in entries.values()):
-        reason = Counter(row[2] for row in rejected).most_common(1)[0][0]
-        raise UserError(f"--images {job.images}: none of {len(table)} is usable (first: {reason})")
+        _, file, reason = rejected[0]
+        raise UserError(
+            f"--images {job.images}: none of {len(table)} is usable; the first, {file}: {reason}"
+        )
     Manifest(
         format=FORMAT,
         dtype="uint8",
@@ -106,8 +107,8 @@ def _write(job: Job, table: pd.DataFrame, folder: Path) -> Report:
         splits=entries,
     ).save(folder)
     if rejected:
-        with (folder / REJECTED).open("w", newline="") as file:
-            csv.writer(file).writerows([("id", "file", "reason"), *rejected])
+        with (folder / REJECTED).open("w", newline="") as output:
+            csv.writer(output).writerows([("id", "file", "reason"), *rejected])
     return Report({name: entry.samples for name, entry in entries.items()}, len(rejected))
 
 
@@ -126,14 +127,21 @@ def key_of(identifier: str) -> str:
 
 def _check(job: Job) -> None:
     if not job.images.is_dir():
-        raise UserError(f"--images {job.images}: no such folder")
+        raise UserError(f"--images {job.images}: is no folder")
     if job.output.exists():
         raise UserError(f"--output {job.output}: exists already; name a new folder")
     if job.samples_per_shard < 1:
         raise UserError(f"--samples-per-shard {job.samples_per_shard}: 1 or more would be right")
     fractions = job.val_fraction, job.test_fraction
     if min(fractions) < 0 or sum(fractions) > 1:
-        raise UserError(f"--val-fraction and --test-fraction {fractions}: must add up to 1 at most")
+        raise UserError(
+            f"--val-fraction {job.val_fraction} --test-fraction {job.test_fraction}: "
+            "0 or more each, 1 at most together, would be right"
+        )
+    if job.min_side < 1:
+        raise UserError(f"--min-side {job.min_side}: 1 or more would be right")
+    if job.catalogue is None and (job.filter or job.group_column):
+        raise UserError("--filter and --group-column need a --catalogue with columns")
 
 
 def _table(job: Job) -> pd.DataFrame:
@@ -141,17 +149,15 @@ def _table(job: Job) -> pd.DataFrame:
     table = _read_catalogue(job) if job.catalogue else _list_images(job.images)
     ids = job.id_column if job.catalogue else "id"
     if job.filter:
-        try:
-            table = table.query(job.filter)
-        except Exception as error:  # pandas raises whatever the expression makes it raise
-            raise UserError(f"--filter {job.filter!r}: {' '.join(str(error).split())}") from None
+        table = _filtered(table, job.filter)
     if table.empty:
-        raise UserError(f"no images: {job.catalogue or job.images} has none (left)")
+        raise UserError(f"no images in {job.catalogue or job.images}")
     table = table.assign(__id__=table[ids].map(_text))
     doubled = table["__id__"][table["__id__"].duplicated()]
     if len(doubled):
         raise UserError(
-            f"column {ids!r}: {len(doubled)} ids occur twice, {doubled.iloc[0]!r} for one"
+            f"{job.catalogue}: column {ids!r} holds {len(doubled)} ids twice, "
+            f"{doubled.iloc[0]!r} for one"
         )
     groups = table["__id__"]
     if job.group_column:  # a row without a group is its own
@@ -181,10 +187,23 @@ def _read_catalogue(job: Job) -> pd.DataFrame:
                 f"--{option.replace('_', '-')} {column}: {path} has no such column; "
                 f"it has {', '.join(map(str, table.columns))}"
             )
-    for column in (job.id_column, job.file_column):
-        if missing := int(table[column].isna().sum()):
-            raise UserError(f"{path}: column {column!r} is empty in {missing} rows")
+    if missing := int(table[job.id_column].isna().sum()):
+        raise UserError(f"{path}: column {job.id_column!r} is empty in {missing} rows")
     return table
+
+
+def _filtered(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    try:
+        kept = table.query(expression)
+    except Exception as error:  # pandas raises whatever the expression makes it raise
+        reason = " ".join(str(error).split())[:120]
+        columns = ", ".join(map(str, table.columns))
+        raise UserError(
+            f"--filter {expression!r}: {reason}; a condition on {columns} would be right"
+        ) from None
+    if kept.empty:
+        raise UserError(f"--filter {expression!r}: keeps none of {len(table)} rows")
+    return kept
 
 
 def _list_images(folder: Path) -> pd.DataFrame:
@@ -205,6 +224,9 @@ def _samples(
     for row in table.to_dict("records"):
         progress.update()
         identifier, file = row["__id__"], _text(row[column])
+        if pd.isna(row[column]):
+            rejected.append((identifier, "", "has no file name"))
+            continue
         try:
             data = (job.images / file).read_bytes()
             height, width = decode(data).shape[:2]

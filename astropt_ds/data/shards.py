@@ -169,7 +169,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"data.path={folder}: no such folder")
+        raise UserError(f"data.path={folder}: is no folder; tools/make_shards.py makes one")
     if not path.is_file():
         raise UserError(
             f"data.path={folder}: no {MANIFEST}, so no shards; tools/make_shards.py makes them"

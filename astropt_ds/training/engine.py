@@ -39,7 +39,7 @@ class StepResult(NamedTuple):
     """What one step did.
 
     Attributes:
-        loss: mean over the global batch, before the update.
+        loss: mean over the images of the global batch that could be used, before the update.
         grad_norm: global norm of the gradient, before clipping.
         lr: peak rate times the schedule's factor, as used.
         bad: samples of the global batch that failed.
@@ -117,7 +117,7 @@ class Engine:
         """One optimizer update on this rank's micro-batches of a global batch.
 
         Raises:
-            UserError: the loss or the gradient is not finite. The state is not to be saved.
+            UserError: the loss or the gradient is not finite; the update was not made.
         """
         lr = self.config.optim.lr * lr_factor(self.updates, self.config.schedule)
         for group in self.engine.optimizer.param_groups:
@@ -131,15 +131,19 @@ class Engine:
             self.engine.backward(loss)
             losses.append(loss.detach())
         faults = sum(len(batch.faults) for batch in batches)
-        total, bad = self.ranks.sum([torch.stack(losses).mean().item(), faults])
-        loss = total / self.ranks.size
+        usable = sum(float(batch.weights.sum()) for batch in batches)
+        mean = torch.stack(losses).mean().item()
+        mean, usable, bad = self.ranks.sum([mean / self.ranks.size, usable, faults])
+        # what is optimised has the whole batch as its denominator; what is shown has its good part
+        loss = mean * (self.config.batch.global_images / usable) if usable else 0.0
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} before update {self.updates + 1}")
         # taken before the step, which clips and then clears the gradients
         norm = self._norm_at_stage_0() if self.config.zero.stage == 0 else None
-        self.engine.step()
+        if norm is None or norm.isfinite():
+            self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
-        # DeepSpeed skips an update with an infinite gradient without a word
+        # at stages 1 to 3 DeepSpeed skips an update with an infinite gradient without a word
         if norm is None or not math.isfinite(norm) or not self.engine.was_step_applied():
             raise UserError(f"the gradient is not finite at update {self.updates + 1}")
         self.updates += 1

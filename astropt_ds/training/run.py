@@ -194,7 +194,8 @@ class Run:
         self._check_bad_samples(self.step * self.config.batch.global_images)
         if self.ranks.main:
             assert self.metrics and self.progress
-            losses = [r["loss"] for r in read_metrics(self.dir) if r["kind"] == "val"]
+            found = [r for r in read_metrics(self.dir) if r["kind"] == "val"]
+            losses = [r["loss"] for r in found if r["n"] == found[-1]["n"]]  # on the same set
             course = f"{losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "not taken here"
             text = (
                 f"complete at step {self.step}: validation loss {course}; "
@@ -219,7 +220,8 @@ class Run:
             raise UserError(
                 f"{self.bad_samples} of {self.step * self.config.batch.global_images} samples "
                 f"failed, more than data.max_bad_fraction={self.config.data.max_bad_fraction} "
-                f"allows; each is a bad_sample in {self.dir / METRICS}"
+                f"allows; each is a bad_sample in {self.dir / METRICS}: mend the shards in "
+                f"{self.config.data.path}, or allow more"
             )
 
     def _report(self, event: str, faults: list[Fault]) -> None:
@@ -240,9 +242,9 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one that wrote the checkpoint."""
-        dumped = self.config.model_dump(mode="json")
+        model = self.config.model.model_dump(mode="json")
         return {
-            "model": dumped["model"],
+            **{f"model.{key}": value for key, value in model.items()},
             "seed": self.config.seed,
             "batch.global_images": self.config.batch.global_images,
             "data.image_size": self.config.data.image_size,
@@ -257,7 +259,10 @@ class Run:
             for key, now in self._identity().items():
                 then = state["identity"].get(key)
                 if then != now:
-                    raise UserError(f"{path} was made with {key}={then}; this run has {now}")
+                    raise UserError(
+                        f"{path} was made with {key}={then}; this run has {now}: keep the old "
+                        "value, or name another run.dir"
+                    )
             manifest = checkpoint.load(path, engine.fragments())
         engine.restored(state["updates"])
         self.step = manifest["step"]
@@ -279,15 +284,19 @@ class Run:
                 f"run.dir={self.dir}: holds a run already and run.resume=never; "
                 "name another folder, or run.resume=auto"
             )
-        self.dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.dir={self.dir}: no folder can be made there ({error})") from None
 
     def _open_records(self) -> None:
         """Only once the run is known to go on: a refused one leaves the folder as it was."""
-        (self.dir / COMPLETE).unlink(missing_ok=True)
         (self.dir / "samples").mkdir(exist_ok=True)
-        (self.dir / "config.yaml").write_text(self.config.to_yaml())
-        facts = json.dumps(environment(self.config, self.ranks), indent=1)
-        (self.dir / "environment.json").write_text(facts + "\n")
+        if self.step < self.config.run.steps:  # else nothing runs that they would describe
+            (self.dir / COMPLETE).unlink(missing_ok=True)
+            (self.dir / "config.yaml").write_text(self.config.to_yaml())
+            facts = json.dumps(environment(self.config, self.ranks), indent=1)
+            (self.dir / "environment.json").write_text(facts + "\n")
         self.metrics = Metrics(self.dir, self.step, self.config)
         steps, tokens = self.config.run.steps, self.config.tokens_per_image
         self.progress = Progress(self.step, steps, tokens)

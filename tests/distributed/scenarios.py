@@ -141,7 +141,16 @@ def train(engine: Engine, ranks: Ranks, micro: int, start_step: int, stop: int) 
 def main() -> None:
     folder, full = Path(sys.argv[1]), "full" in sys.argv[2:]
     saved = folder / "saved"
-    kinds = ("parity", "unclipped", "initial", "resumed", "bf16", "bf16_resumed", "nan", "inf")
+    kinds = (
+        "parity",
+        "unclipped",
+        "initial",
+        "resumed",
+        "bf16",
+        "bf16_resumed",
+        "loss",
+        "gradient",
+    )
     out: dict = {kind: {} for kind in kinds}
     with start() as ranks:
         share_size = GLOBAL_IMAGES // ranks.size
@@ -191,21 +200,24 @@ def main() -> None:
             out["bf16_resumed"][stage] = {**result, "agree": agree}
         if ranks.size < 3:
             for stage in ("0", "1", "2", "3"):
-                out["nan"][stage] = not_finite(ranks, share_size, stage, float("nan"))
-                # a finite loss whose gradient overflows
-                out["inf"][stage] = not_finite(ranks, share_size, stage, 3e38)
+                for where in ("loss", "gradient"):
+                    out[where][stage] = not_finite(ranks, share_size, stage, where)
         if ranks.main:
             (folder / f"ranks-{ranks.size}.json").write_text(json.dumps(out))
         dist.barrier()
 
 
-def not_finite(ranks: Ranks, micro: int, stage: str, weight: float) -> dict:
-    """One image of such a weight, on one rank: the message, and whether the run moved on."""
+def not_finite(ranks: Ranks, micro: int, stage: str, where: str) -> dict:
+    """A loss or gradient spoilt on one rank: the message, and whether the run moved on."""
     engine = build(configuration(stage, micro), ranks)
     before = weights_hash(engine, ranks)
     batches = share(0, ranks, micro)
     if ranks.rank == ranks.size - 1:
-        batches[0].weights[0] = weight
+        if where == "loss":
+            batches[0].weights[0] = float("nan")
+        else:
+            weight = engine.engine.module.decoders["images"][4].weight
+            weight.register_hook(lambda gradient: gradient + float("inf"))
     try:
         engine.step(batches)
     except UserError as error:

@@ -182,7 +182,7 @@ def test_a_bad_image_is_counted_and_named_and_too_many_stop_the_run(launch, tiny
         ("seed=1", "was made with seed=0; this run has 1"),
         ("batch.global_images=6", "was made with batch.global_images=12; this run has 6"),
         ("run.resume=nowhere", "run.resume=nowhere: no checkpoint verifies below nowhere"),
-        ("model.width=64", "was made with model="),
+        ("model.width=64", "was made with model.width=32; this run has 64: keep the old value"),
         ("attention.kernel=flash", "attention.kernel=flash needs a CUDA device"),
         ("wandb.mode=online", "wandb.mode=online: "),
     ],

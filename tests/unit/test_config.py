@@ -92,6 +92,7 @@ def test_a_value_is_what_its_key_says_not_what_yaml_guesses(name):
         ("model.modalities.spectra.patch=1", "only 'images' is known"),
         ("schedule.warmup=30000", "warmup=30000 ends after decay_until=29700"),
         ("optim.lr.x=1", "'lr' is a value, not a section"),
+        ("optim=3", "optim is a section; optim.KEY=value would be right"),
         ("steps", "key.sub=value would be right"),
     ],
 )

@@ -124,14 +124,21 @@ def test_webdataset_reads_the_shards(survey):
 def test_what_cannot_be_used_is_left_out_and_listed(survey):
     job, table = survey
     files = [job.images / f for f in table["file"]]
+    table.loc[4, "file"] = None
+    table.to_csv(job.catalogue, index=False)
     files[0].write_bytes(files[0].read_bytes()[:200])
+    files[5].write_bytes(b"")
+    files[6].write_bytes(b"ra,dec\n")
     files[1].unlink()
     Image.fromarray(blob(1)[..., 0]).save(files[2])
     Image.fromarray(blob(1, side=12)).save(files[3])
     report = make_shards(job)
-    assert report.rejected == 4 and sum(report.samples.values()) == 36
+    assert report.rejected == 7 and sum(report.samples.values()) == 33
     listed = pd.read_csv(job.output / "rejected.csv").set_index("id")["reason"]
     assert "cannot be decoded" in listed["g00000"]
+    assert listed["g00004"] == "has no file name"
+    assert listed["g00005"] == "is empty"
+    assert listed["g00006"] == "cannot be decoded (no image format that Pillow knows)"
     assert listed["g00001"] == "No such file or directory"
     assert listed["g00002"] == "has 1 channel; 3 would be right"
     assert listed["g00003"] == "is 12 x 12 pixels, smaller than 16"
@@ -185,21 +192,31 @@ def test_fractions_are_those_asked_for():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"images": "nowhere"}, "--images nowhere: no such folder"),
+        ({"images": "nowhere"}, "--images nowhere: is no folder"),
         ({"catalogue": "none.csv"}, "cannot be read"),
         ({"id_column": "objid"}, "--id-column objid: .* it has id, file, number, redshift, field"),
         ({"group_column": "tile"}, "--group-column tile: .* no such column"),
-        ({"filter": "mag < 3"}, "--filter 'mag < 3': name 'mag' is not defined"),
-        ({"filter": "number > 99"}, "no images"),
-        ({"id_column": "field"}, "30 ids occur twice, 'field0' for one"),
+        ({"filter": "mag < 3"}, "'mag' is not defined; a condition on id, file, number, redshift"),
+        ({"filter": "number <"}, "--filter 'number <': invalid syntax"),
+        ({"filter": "field"}, "--filter 'field': .* would be right"),
+        ({"filter": "number > 99"}, "--filter 'number > 99': keeps none of 40 rows"),
+        ({"catalogue": None, "filter": "number > 9"}, "need a --catalogue"),
+        ({"id_column": "field"}, "holds 30 ids twice, 'field0' for one"),
         ({"samples_per_shard": 0}, "1 or more"),
-        ({"val_fraction": 0.9}, "must add up to 1 at most"),
-        ({"min_side": 100}, "none of 40 is usable .* smaller than 100"),
+        ({"val_fraction": 0.9}, "--val-fraction 0.9 .* 1 at most together"),
+        ({"val_fraction": -0.1}, "--val-fraction -0.1 .* 0 or more each"),
+        ({"min_side": -3}, "--min-side -3: 1 or more"),
+        ({"output": "images/00000.jpg/x"}, "--output .*: cannot be written"),
+        (
+            {"min_side": 100},
+            "none of 40 is usable; the first, images/.*.jpg: is 64 x 64 pixels, smaller than 100",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(survey, change, message):
     job, _ = survey
-    paths = {k: job.images / v if k == "catalogue" else v for k, v in change.items()}
+    in_survey = ("catalogue", "output")
+    paths = {k: job.images / v if v and k in in_survey else v for k, v in change.items()}
     if "images" in paths:
         from pathlib import Path
 

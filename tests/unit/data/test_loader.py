@@ -190,7 +190,7 @@ def test_stamps_smaller_than_declared_are_told_before_the_run_or_refused(tiny):
 @pytest.mark.parametrize(
     "harm, message",
     [
-        (lambda p: shutil.rmtree(p), "no such folder"),
+        (lambda p: shutil.rmtree(p), "is no folder"),
         (lambda p: (p / "manifest.json").unlink(), "no manifest.json, so no shards"),
         (lambda p: (p / "manifest.json").write_text("{}"), "not a manifest"),
         (lambda p: (p / "manifest.json").write_text("["), "not a manifest"),
