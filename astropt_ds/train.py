@@ -12,7 +12,7 @@ from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
 from astropt_ds.training.engine import Engine, partitioned
 from astropt_ds.training.environment import attention_kernel
-from astropt_ds.training.ranks import Ranks, check_precision, start
+from astropt_ds.training.ranks import Ranks, check_precision, start, uses_gpu
 from astropt_ds.training.run import Run
 from astropt_ds.training.validation import validate
 
@@ -21,16 +21,17 @@ def main(argv: list[str]) -> None:
     """Read the configuration, join the other ranks, train."""
     config = parse_command_line(argv)
     if config is not None:
+        galaxies = Galaxies(config, pin=uses_gpu())
         with start() as ranks:
-            train(config, ranks)
+            train(config, galaxies, ranks)
 
 
-def train(config: Config, ranks: Ranks) -> None:
+def train(config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
     """Predict the next patch of every galaxy, in spiral order, under a Huber loss."""
     with ranks.together():
         check_precision(config.precision, ranks.device)
         attention_kernel(config, ranks)
-        galaxies = Galaxies(config, ranks.rank, ranks.size, pin=ranks.device.type == "cuda")
+        galaxies.open(ranks.rank, ranks.size)
     run = Run(config, galaxies, ranks)
 
     with partitioned(config, ranks):
@@ -40,7 +41,7 @@ def train(config: Config, ranks: Ranks) -> None:
 
     if run.step == 0:
         run.record_validation(validate(engine, galaxies))
-    for batches in run.timed(galaxies.training.steps(run.step, config.run.steps)):
+    for batches in run.timed(galaxies.steps(run.step, config.run.steps)):
         run.record_step(engine.step(batches), batches)
         if run.due(config.eval.every):
             run.record_validation(validate(engine, galaxies))

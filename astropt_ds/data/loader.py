@@ -6,11 +6,13 @@ The loader keeps no state but that number: resuming at step s is starting to rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from astropt_ds.config import Config
@@ -18,23 +20,49 @@ from astropt_ds.data.order import Order, dihedral_element
 from astropt_ds.data.reader import PADDING, Batch, Reader
 from astropt_ds.data.shards import Split
 from astropt_ds.errors import UserError
-from astropt_ds.tokens import grid
+from astropt_ds.tokens import Grid, grid
 
 PREFETCH = 2  # micro-batches a worker keeps ready
+NOTHING = Batch(torch.empty(0), torch.empty(0), torch.empty(0))  # the answer to None
 
 
 class _TrainingBatches(Dataset[Batch]):
-    """(start, stop) positions to a batch."""
+    """(start, stop) positions to a batch. Opens its files where and when it is first asked."""
 
-    def __init__(self, reader: Reader, order: Order, augment: str) -> None:
-        self.reader, self.order, self.augment = reader, order, augment
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
-    def __getitem__(self, positions: tuple[int, int]) -> Batch:
-        start, stop = positions
+    @cached_property
+    def reader(self) -> Reader:
+        return _reader(self.config, "train")
+
+    @cached_property
+    def order(self) -> Order:
+        sizes = self.reader.split.shard_samples
+        return Order(sizes, self.config.seed, self.config.data.window)
+
+    def __getitem__(self, positions: tuple[int, int] | None) -> Batch:
+        if positions is None:
+            return NOTHING
         elements = None
-        if self.augment == "dihedral":
-            elements = np.array([dihedral_element(self.order.seed, p) for p in range(start, stop)])
-        return self.reader.read(self.order.rows(start, stop), elements)
+        if self.config.data.augment == "dihedral":
+            drawn = [dihedral_element(self.config.seed, p) for p in range(*positions)]
+            elements = np.array(drawn)
+        return self.reader.read(self.order.rows(*positions), elements)
+
+
+class _ValidationBatches(Dataset[Batch]):
+    """Arrays of rows to batches. Opens its files where and when it is first asked."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @cached_property
+    def reader(self) -> Reader:
+        return _reader(self.config, "val")
+
+    def __getitem__(self, rows: np.ndarray | None) -> Batch:
+        return NOTHING if rows is None else self.reader.read(rows)
 
 
 @dataclass(frozen=True)
@@ -49,94 +77,87 @@ class _Ranges:
     rank: int
     ranks: int
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for number in self.numbers:
             first = (number * self.ranks + self.rank) * self.micro
             yield first, first + self.micro
 
 
-class _FixedBatches(Dataset[Batch]):
-    """Arrays of rows to batches."""
+class _Workers:
+    """Processes that turn items into batches, in order; started once, at construction.
 
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __getitem__(self, rows: np.ndarray) -> Batch:
-        return self.reader.read(rows)
-
-
-class Loader:
-    """Micro-batches of one rank.
-
-    Args:
-        reader: of the training split.
-        order: of its samples.
-        micro: images in a micro-batch.
-        accumulation: micro-batches in a step.
-        rank, ranks: this process and how many there are.
-        workers: reading processes; 0 reads in this one.
-        augment: ``none`` or ``dihedral``.
-        pin: batches into page-locked memory, for a GPU.
+    They are forked, and a fork among other threads (gloo's, a progress bar's) can leave the child
+    waiting for a lock that its owner will never give back: so before there are any.
     """
 
-    def __init__(
-        self,
-        reader: Reader,
-        order: Order,
-        *,
-        micro: int,
-        accumulation: int,
-        rank: int,
-        ranks: int,
-        workers: int,
-        augment: str,
-        pin: bool,
-    ) -> None:
-        self.dataset = _TrainingBatches(reader, order, augment)
-        self.micro, self.accumulation = micro, accumulation
-        self.rank, self.ranks, self.workers = rank, ranks, workers
-        self.pin = pin
+    def __init__(self, dataset: Dataset[Batch], workers: int, pin: bool) -> None:
+        self._workers = workers
+        self._items: Iterable[Any] = ()
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,  # an item is a whole micro-batch
+            sampler=self,
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin,
+        )
+        if workers:
+            iter(self._loader)  # of no items yet: it only starts the processes
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The micro-batches of this rank for each step in [start, stop)."""
-        mine = range(start * self.accumulation, stop * self.accumulation)
-        ranges = _Ranges(mine, self.micro, self.rank, self.ranks)
-        batches = iter(_data_loader(self.dataset, ranges, self.workers, self.pin))
-        for _ in range(start, stop):
-            yield [next(batches) for _ in range(self.accumulation)]
+    def wake(self) -> None:
+        """Have every process answer once: those never asked take seconds to stop at the end."""
+        for _ in self.batches([None] * self._workers):
+            pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def batches(self, items: Iterable[Any]) -> Iterator[Batch]:
+        """The batches of these items; one such iteration at a time."""
+        self._items = items
+        return iter(self._loader)
 
 
 class Galaxies:
     """The data of a run: training batches and the fixed validation set, for one rank.
 
+    To be made before this process starts threads or joins a process group, then opened.
+
     Args:
         config: the run's.
-        rank, ranks: this process and how many there are.
-        pin: batches into page-locked memory, for a GPU.
+        pin: training batches into page-locked memory, for a GPU.
 
-    Attributes:
+    Attributes, once opened:
         hash: of the training split, which a resumed run must find unchanged.
         warnings: what is known to be wrong with the data before the run starts.
         grid: the geometry of the images.
-        training: this rank's training batches.
         validation_images: in the fixed validation set.
-
-    Raises:
-        UserError: no shards, or shards that do not fit the configuration.
     """
 
-    def __init__(self, config: Config, rank: int, ranks: int, pin: bool) -> None:
-        if config.data.path is None:
+    def __init__(self, config: Config, pin: bool) -> None:
+        self.config = config
+        workers = config.data.workers
+        # pinning and asking take threads: all processes are started first
+        self._validation = _Workers(_ValidationBatches(config), workers, pin=False)
+        self._training = _Workers(_TrainingBatches(config), workers, pin)
+        self._validation.wake()
+        self._training.wake()
+
+    def open(self, rank: int, ranks: int) -> None:
+        """Check the data against the configuration, for this process among the others.
+
+        Raises:
+            UserError: no shards, shards that do not fit the configuration, or a global batch that
+                cannot be split.
+        """
+        config = self.config
+        self.rank, self.ranks = rank, ranks
+        self.micro, self.accumulation = config.batch.split(ranks)
+        if not config.data.path:
             raise UserError("data.path is missing: the folder that tools/make_shards.py wrote")
-        channels = config.model.images.channels
-        size, patch = config.data.image_size, config.model.images.patch
-        self.grid = grid(size, patch, str(config.model.orientation))
-        self.rank, self.ranks, self.workers, self.pin = rank, ranks, config.data.workers, pin
-        self.micro, accumulation = config.batch.split(ranks)
         train, val = Split(config.data.path, "train"), Split(config.data.path, "val")
+        channels = config.model.images.channels
         if train.manifest.channels != channels:
             raise UserError(
                 f"data.path={config.data.path}: images of {train.manifest.channels} channels; "
@@ -145,20 +166,16 @@ class Galaxies:
         self.warnings = [w for split in (train, val) if (w := _too_small(split, config))]
         self.validation_images = min(config.eval.images, len(val))
         self.hash = train.hash
-        self.validation = Reader(val, self.grid, channels)
-        self.training = Loader(
-            Reader(train, self.grid, channels),
-            Order(train.shard_samples, config.seed, config.data.window),
-            micro=self.micro,
-            accumulation=accumulation,
-            rank=rank,
-            ranks=ranks,
-            workers=config.data.workers,
-            augment=config.data.augment,
-            pin=pin,
-        )
+        self.grid = _grid(config)
 
-    def fixed(self) -> Iterator[Batch]:
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """The micro-batches of this rank for each step in [start, stop)."""
+        mine = range(start * self.accumulation, stop * self.accumulation)
+        batches = self._training.batches(_Ranges(mine, self.micro, self.rank, self.ranks))
+        for _ in range(start, stop):
+            yield [next(batches) for _ in range(self.accumulation)]
+
+    def validation(self) -> Iterator[Batch]:
         """This rank's share of the validation set: its first images, dealt out in equal numbers.
 
         Every rank makes as many forward passes as the others; what is left over is padding.
@@ -167,8 +184,16 @@ class Galaxies:
         passes = -(-images // (self.micro * self.ranks))
         rows = np.full(passes * self.ranks * self.micro, PADDING, dtype=np.int64)
         rows[:images] = np.arange(images)
-        mine = list(rows.reshape(passes, self.ranks, self.micro)[:, self.rank])
-        yield from _data_loader(_FixedBatches(self.validation), mine, self.workers, self.pin)
+        return self._validation.batches(rows.reshape(passes, self.ranks, self.micro)[:, self.rank])
+
+
+def _grid(config: Config) -> Grid:
+    return grid(config.data.image_size, config.model.images.patch, str(config.model.orientation))
+
+
+def _reader(config: Config, split: str) -> Reader:
+    channels = config.model.images.channels
+    return Reader(Split(str(config.data.path), split), _grid(config), channels)
 
 
 def _too_small(split: Split, config: Config) -> str | None:
@@ -193,14 +218,3 @@ def _too_small(split: Split, config: Config) -> str | None:
             f"all have {largest // patch * patch} pixels"
         )
     return f"{message}; their slots get weight zero"
-
-
-def _data_loader(dataset: Dataset[Batch], items: Any, workers: int, pin: bool) -> DataLoader[Batch]:
-    return DataLoader(
-        dataset,
-        batch_size=None,  # an item is a whole micro-batch
-        sampler=items,
-        num_workers=min(workers, len(items)),
-        prefetch_factor=PREFETCH if min(workers, len(items)) else None,
-        pin_memory=pin,
-    )

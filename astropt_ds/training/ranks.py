@@ -106,7 +106,7 @@ def start() -> Iterator[Ranks]:
 
 
 def _device(local_rank: int) -> torch.device:
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+    if uses_gpu():
         visible = torch.cuda.device_count()
         # a scheduler may show each process its own device only
         index = 0 if visible == 1 else local_rank
@@ -122,6 +122,11 @@ def _device(local_rank: int) -> torch.device:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     return torch.device("cpu")
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU; DS_ACCELERATOR=cpu says no."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
 
 
 def check_precision(precision: str, device: torch.device) -> None:

@@ -54,7 +54,7 @@ def validate(engine: Engine, galaxies: Galaxies) -> Validation:
     faults: list[Fault] = []
     patches: list[Tensor] = []
     predictions: list[Tensor] = []
-    for batch in galaxies.fixed():
+    for batch in galaxies.validation():
         predicted, tokens = engine.predict(batch)
         faults += batch.faults
         good = batch.weights > 0

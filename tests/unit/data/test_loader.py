@@ -16,14 +16,16 @@ from astropt_ds.tokens import grid
 
 def galaxies(tiny, rank=0, ranks=1, **overrides):
     changes = [f"{k.replace('__', '.')}={v}" for k, v in overrides.items()]
-    return Galaxies(load_config("1m", [*tiny, *changes]), rank, ranks, pin=False)
+    found = Galaxies(load_config("1m", [*tiny, *changes]), pin=False)
+    found.open(rank, ranks)
+    return found
 
 
 def global_batches(tiny, ranks, start, stop, **overrides):
     """The rows and patches of each global batch, gathered from all ranks and sorted."""
     steps = [[] for _ in range(start, stop)]
-    for rank in range(ranks):
-        loader = galaxies(tiny, rank, ranks, **overrides).training
+    # all before any reads: as in a run, workers start while their process has no threads
+    for loader in [galaxies(tiny, rank, ranks, **overrides) for rank in range(ranks)]:
         for i, batches in enumerate(loader.steps(start, stop)):
             steps[i] += batches
     merged = []
@@ -54,7 +56,7 @@ def test_epochs_are_exactly_once_across_batches_that_straddle_them(tiny, shards)
     rows = torch.cat([rows for rows, _ in global_batches(tiny, 2, 0, 3 * n // 12)]).tolist()
     counts = Counter(rows)
     assert len(counts) == n and set(counts.values()) <= {2, 3, 4}
-    loader = galaxies(tiny).training
+    loader = galaxies(tiny)
     flat = torch.cat([b.rows for batches in loader.steps(0, 3 * n // 12) for b in batches])
     for epoch in range(2):
         assert sorted(flat[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
@@ -71,7 +73,7 @@ def test_starting_at_a_step_gives_what_reading_up_to_it_would_have(tiny):
 @pytest.mark.parametrize("orientation", ["rows", "columns"])
 def test_a_slot_holds_the_centre_of_its_own_image(tiny, shards, orientation):
     loaded = galaxies(tiny, data__image_size=48, model__orientation=orientation)
-    batch = next(loaded.training.steps(0, 1))[0]
+    batch = next(loaded.steps(0, 1))[0]
     split, g = Split(shards, "train"), grid(48, 16, orientation)
     for row, patches in zip(batch.rows.tolist(), batch.patches, strict=True):
         shard, _ = split.place(row)
@@ -85,7 +87,7 @@ def test_dihedral_augmentation_is_one_of_eight_symmetries_drawn_anew_each_epoch(
     plain = global_batches(tiny, 1, 0, 1)[0]
     n = len(Split(shards, "train"))
     seen = {}
-    flipped = galaxies(tiny, data__augment="dihedral").training
+    flipped = galaxies(tiny, data__augment="dihedral")
     for batches in flipped.steps(0, 4 * n // 12):
         for row, patches in zip(batches[0].rows.tolist(), batches[0].patches, strict=True):
             seen.setdefault(row, []).append(patches)
@@ -115,7 +117,7 @@ def test_validation_reads_its_set_once_in_equal_numbers_of_passes(tiny, shards, 
     n = len(Split(shards, "val"))
     for images in (5, n, 1000):
         shares = [
-            list(galaxies(tiny, r, ranks, batch__micro=micro, eval__images=images).fixed())
+            list(galaxies(tiny, r, ranks, batch__micro=micro, eval__images=images).validation())
             for r in range(ranks)
         ]
         assert len({len(share) for share in shares}) == 1
@@ -164,9 +166,7 @@ def test_a_bad_image_keeps_its_slot_with_weight_zero_and_is_named(
     bad = galaxies((*tiny, f"data.path={copy}"))
     n = len(Split(shards, "train"))
     good = galaxies(tiny)
-    for (a,), (b,) in zip(
-        bad.training.steps(0, n // 12), good.training.steps(0, n // 12), strict=True
-    ):
+    for (a,), (b,) in zip(bad.steps(0, n // 12), good.steps(0, n // 12), strict=True):
         assert torch.equal(a.rows, b.rows)
         hit = a.rows == 3
         assert torch.equal(a.weights, (~hit).float())
