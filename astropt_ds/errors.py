@@ -17,15 +17,20 @@ class UserError(Exception):
 
 def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 2."""
+    code = 0
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_USER_ERROR)
+        code = EXIT_USER_ERROR
+        _say(f"error: {error}")
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
+        _say("\ninterrupted; the same command goes on from what is saved")
         sys.stdout.flush()
         os._exit(EXIT_INTERRUPTED)  # at once: the other processes of a run do not answer any more
-    sys.exit(0)
+    # outside the handlers, which keep all that the failed call held alive until the very end
+    sys.exit(code)
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
+        print(text, file=sys.stderr, flush=True)

@@ -83,6 +83,15 @@ class _Ranges:
             yield first, first + self.micro
 
 
+class _Items:
+    """What the processes are to read next; apart from _Workers, lest the two hold each other."""
+
+    items: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+
 class _Workers:
     """Processes that turn items into batches, in order; started once, at construction.
 
@@ -92,11 +101,11 @@ class _Workers:
 
     def __init__(self, dataset: Dataset[Batch], workers: int, pin: bool) -> None:
         self._workers = workers
-        self._items: Iterable[Any] = ()
+        self._items = _Items()
         self._loader = DataLoader(
             dataset,
             batch_size=None,  # an item is a whole micro-batch
-            sampler=self,
+            sampler=self._items,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
@@ -110,12 +119,9 @@ class _Workers:
         for _ in self.batches([None] * self._workers):
             pass
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
     def batches(self, items: Iterable[Any]) -> Iterator[Batch]:
         """The batches of these items; one such iteration at a time."""
-        self._items = items
+        self._items.items = items
         return iter(self._loader)
 
 
