@@ -24,11 +24,13 @@ def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
         code = EXIT_USER_ERROR
         _say(f"error: {error}")
     except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
         _say("\ninterrupted; the same command goes on from what is saved")
-        sys.stdout.flush()
-        os._exit(EXIT_INTERRUPTED)  # at once: the other processes of a run do not answer any more
-    # outside the handlers, which keep all that the failed call held alive until the very end
-    sys.exit(code)
+    # By now all is closed and flushed that main opened. The interpreter's own teardown is left out:
+    # in it, C++ threads of a process group now and then abort a run that is complete (SIGABRT).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _say(text: str) -> None:
