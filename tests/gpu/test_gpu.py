@@ -61,9 +61,18 @@ def command_line(shards, run, *overrides):
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=540)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_resumed_run_is_bit_identical(tiny, shards, tmp_path, stage):
-    common = [*tiny, "precision=bf16", f"zero.stage={stage}", "--config", "1m"]
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("zero.stage=0", "precision=fp32"),
+        ("zero.stage=1", "precision=bf16"),
+        ("zero.stage=2", "precision=bf16"),
+        ("zero.stage=3", "precision=bf16"),
+        ("zero.stage=3", "precision=bf16", "zero.offload=true"),
+    ],
+)
+def test_a_resumed_run_is_bit_identical(tiny, shards, tmp_path, keys):
+    common = [*tiny, *keys, "--config", "1m"]
     whole = command_line(shards, tmp_path / "whole", *common, "run.steps=6")
     assert whole.returncode == 0, whole.stderr[-3000:]
     for steps in (3, 6):
