@@ -132,7 +132,7 @@ class Run:
                 loss=result.loss,
                 lr=result.lr,
                 grad_norm=result.grad_norm,
-                skipped=0,
+                skipped=0,  # a loss or gradient that is not finite stops the run
                 tokens_per_s=rate,
                 mfu=self._mfu(rate),
                 data_wait_s=self.data_wait,
