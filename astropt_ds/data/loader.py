@@ -109,6 +109,7 @@ class _Workers:
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
             pin_memory=pin,
         )
         if workers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class Reader:
         grid: the geometry images are cropped to and cut by.
         channels: that the model takes.
 
-    Open files are kept, one a shard, and only in the process that opened them.
+    Open files are kept, one a shard.
     """
 
     def __init__(self, split: Split, grid: Grid, channels: int) -> None:
@@ -64,9 +64,6 @@ class Reader:
         self.grid = grid
         self.channels = channels
         self._files: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
 
     def read(self, rows: np.ndarray, elements: np.ndarray | None = None) -> Batch:
         """A batch of the images in ``rows``.

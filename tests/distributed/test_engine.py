@@ -67,7 +67,7 @@ def plain(one_thread):
     return found
 
 
-def close(a, b, tolerance):
+def assert_close(a, b, tolerance):
     assert len(a) == len(b)
     worst = max(abs(x - y) for x, y in zip(a, b, strict=True))
     assert worst <= tolerance, f"{worst:.2e}"
@@ -79,8 +79,8 @@ def close(a, b, tolerance):
 @pytest.mark.parametrize("stage", STAGES)
 def test_losses_and_norms_are_those_of_a_plain_loop(results, plain, stage, ranks, accumulation):
     found = results[ranks]["parity"][f"{stage}/{accumulation}"]
-    close(found["losses"], plain["losses"], 1e-6)
-    close(found["norms"], plain["norms"], 1e-5)
+    assert_close(found["losses"], plain["losses"], 1e-6)
+    assert_close(found["norms"], plain["norms"], 1e-5)
 
 
 def test_on_one_rank_fp32_losses_are_bitwise_those_of_the_loop_until_clipping_rounds(results):
@@ -114,7 +114,9 @@ def check_resumes(results, ranks):
         if ranks == 2 and source == stage:
             assert found["losses"] == uninterrupted["losses"][SAVED_AT:], name
             assert found["norms"] == uninterrupted["norms"][SAVED_AT:], name
-        close(found["losses"], uninterrupted["losses"][SAVED_AT:], 1e-6 if ranks == 2 else 1e-5)
+        assert_close(
+            found["losses"], uninterrupted["losses"][SAVED_AT:], 1e-6 if ranks == 2 else 1e-5
+        )
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -135,13 +137,13 @@ def test_every_stage_resumes_every_stage_on_1_2_and_3_ranks(launch, tmp_path_fac
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
 def test_bf16_follows_fp32_and_resumes(results, plain, stage, ranks):
     found = results[ranks]["bf16"][stage]
-    close(found["losses"], plain["losses"][:SAVED_AT], 5e-3)
+    assert_close(found["losses"], plain["losses"][:SAVED_AT], 5e-3)
     resumed = results[ranks]["bf16_resumed"][stage]
     assert resumed["agree"]
     reference = results[2]["bf16"][stage]["rest"]["losses"]
     if ranks == 2:
         assert resumed["losses"] == reference
-    close(resumed["losses"], reference, 1e-3)
+    assert_close(resumed["losses"], reference, 1e-3)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
