@@ -9,6 +9,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 JPEG_MAGIC = b"\xff\xd8"
+NPY_MAGIC = b"\x93NUMPY"
 COLOUR_MODES = ("RGB", "RGBA", "P")
 
 
@@ -17,19 +18,22 @@ class BadImageError(ValueError):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode a JPEG, PNG or any other file Pillow knows.
+    """Decode a JPEG, a PNG, any other file Pillow knows, or fluxes in numpy's format.
 
     Args:
         data: the file's bytes.
 
     Returns:
-        (height, width, 3) uint8, red first. An alpha channel is dropped, a palette resolved.
+        (height, width, 3) uint8, red first, an alpha channel dropped, a palette resolved; or
+        (height, width, channels) float32 for fluxes.
 
     Raises:
         BadImageError: not an image, damaged, or not a colour image.
     """
     if not data:
         raise BadImageError("is empty")
+    if data.startswith(NPY_MAGIC):
+        return _decode_fluxes(data)
     if data[:2] == JPEG_MAGIC:
         try:
             colourspace = simplejpeg.decode_jpeg_header(data)[2]
@@ -42,6 +46,26 @@ def decode(data: bytes) -> np.ndarray:
         except ValueError as error:
             raise BadImageError(f"cannot be decoded ({error})") from None
     return _decode_with_pillow(data)
+
+
+def encode_fluxes(image: np.ndarray) -> bytes:
+    """The npy file of an image of fluxes, (height, width, channels); stored as float32."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(image, dtype="<f4"))
+    return file.getvalue()
+
+
+def _decode_fluxes(data: bytes) -> np.ndarray:
+    try:
+        image = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # a damaged header raises whatever its text makes Python raise
+        raise BadImageError(f"cannot be decoded ({' '.join(str(error).split())})") from None
+    if image.ndim != 3 or image.dtype != np.float32:
+        raise BadImageError(
+            f"holds {image.dtype} of shape {image.shape}; float32 of (height, width, channels) "
+            "would be right"
+        )
+    return image
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:

@@ -20,10 +20,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from astropt_ds.data.decode import BadImageError, decode
-from astropt_ds.data.shards import FORMAT, IMAGE_SUFFIXES, Manifest, Sample, write_split
+from astropt_ds.data.manifest import FORMAT, SPLITS, Manifest
+from astropt_ds.data.shards import IMAGE_SUFFIXES, Sample, write_index, write_shard
 from astropt_ds.errors import UserError
 
-SPLITS = ("train", "val", "test")
 REJECTED = "rejected.csv"
 
 
@@ -91,8 +91,12 @@ def _write(job: Job, table: pd.DataFrame, folder: Path) -> Report:
     with tqdm(total=len(table), unit="image", disable=None, desc="shards") as progress:
         for split in SPLITS:
             rows = table[table["__split__"] == split]
-            samples = _samples(job, rows, rejected, progress)
-            entries[split] = write_split(folder, split, samples, job.samples_per_shard)
+            shards = []
+            for number, start in enumerate(range(0, len(rows), job.samples_per_shard)):
+                part = rows.iloc[start : start + job.samples_per_shard]
+                samples = _samples(job, part, rejected, progress)
+                shards.append(write_shard(folder / f"{split}-{number:06d}.tar", samples))
+            entries[split] = write_index(folder, split, shards)
     if not any(entry.samples for entry in entries.values()):
         _, file, reason = rejected[0]
         raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from astropt_ds.config import Config
 from astropt_ds.data.order import Order, dihedral_element
 from astropt_ds.data.reader import PADDING, Batch, Reader
-from astropt_ds.data.shards import Split
+from astropt_ds.data.split import Split
+from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
 from astropt_ds.tokens import Grid, grid
 
@@ -163,16 +165,19 @@ class Galaxies:
         self.micro, self.accumulation = config.batch.split(ranks)
         if not config.data.path:
             raise UserError("data.path is missing: the folder that tools/make_shards.py wrote")
-        train, val = Split(config.data.path, "train"), Split(config.data.path, "val")
+        store = Folder(Path(config.data.path))
+        train, val = Split(store, "train"), Split(store, "val")
+        for split in (train, val):
+            store.check(split.entry, slice(rank, None, ranks))
         channels = config.model.images.channels
-        if train.manifest.channels != channels:
+        if store.manifest.channels != channels:
             raise UserError(
-                f"data.path={config.data.path}: images of {train.manifest.channels} channels; "
+                f"data.path={config.data.path}: images of {store.manifest.channels} channels; "
                 f"model.modalities.images.channels={channels} needs others"
             )
         self.warnings = [w for split in (train, val) if (w := _too_small(split, config))]
         self.validation_images = min(config.eval.images, len(val))
-        self.hash = train.hash
+        self.hash = store.manifest.hash(("train", "val"))
         self.grid = _grid(config)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
@@ -200,7 +205,7 @@ def _grid(config: Config) -> Grid:
 
 def _reader(config: Config, split: str) -> Reader:
     channels = config.model.images.channels
-    return Reader(Split(str(config.data.path), split), _grid(config), channels)
+    return Reader(Split(Folder(Path(str(config.data.path))), split), _grid(config), channels)
 
 
 def _too_small(split: Split, config: Config) -> str | None:
@@ -218,10 +223,9 @@ def _too_small(split: Split, config: Config) -> str | None:
         f"data.image_size={size}"
     )
     if small > config.data.max_bad_fraction * len(split):
-        largest = int(np.minimum(split.index["width"], split.index["height"]).min())
         patch = config.model.images.patch
         raise UserError(
             f"{message}, more than data.max_bad_fraction={config.data.max_bad_fraction}; "
-            f"all have {largest // patch * patch} pixels"
+            f"all have {split.smallest // patch * patch} pixels"
         )
     return f"{message}; their slots get weight zero"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from astropt_ds.data.decode import BadImageError, decode
-from astropt_ds.data.shards import Split
+from astropt_ds.data.split import Split
 from astropt_ds.tokens import Grid, centre_crop
 
 MAX_OPEN_FILES = 64  # a process; a window is smaller as a rule
@@ -63,7 +63,7 @@ class Reader:
         self.split = split
         self.grid = grid
         self.channels = channels
-        self._files: dict[str, int] = {}
+        self._files: dict[int, int] = {}
 
     def read(self, rows: np.ndarray, elements: np.ndarray | None = None) -> Batch:
         """A batch of the images in ``rows``.
@@ -93,7 +93,7 @@ class Reader:
     def _image(self, row: int) -> np.ndarray:
         entry = self.split.index[row]
         size, offset = int(entry["size"]), int(entry["offset"])
-        data = os.pread(self._file(self.split.place(row)[0]), size, offset)
+        data = os.pread(self._file(self.split.shard_of(row)), size, offset)
         if len(data) != size:
             raise BadImageError(f"ends after {len(data)} of {size} bytes")
         if zlib.crc32(data) != int(entry["crc32"]):
@@ -106,11 +106,11 @@ class Reader:
         except ValueError as error:
             raise BadImageError(str(error)) from None
 
-    def _file(self, shard: str) -> int:
+    def _file(self, shard: int) -> int:
         if shard not in self._files:
             if len(self._files) >= MAX_OPEN_FILES:  # close the one opened first
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.split.folder / shard, os.O_RDONLY)
+            self._files[shard] = self.split.open_shard(shard)
         return self._files[shard]
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from astropt_ds.data.shards import sha256_file
 from astropt_ds.errors import UserError
+from astropt_ds.files import sha256_file
 from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import Ranks
 

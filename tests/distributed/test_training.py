@@ -9,8 +9,9 @@ import yaml
 from PIL import Image
 
 from astropt_ds.data.ingest import Job, make_shards
-from astropt_ds.data.shards import Split
 from astropt_ds.data.simulate import simulate_survey
+from astropt_ds.data.split import Split
+from astropt_ds.data.store import Folder
 from astropt_ds.training.metrics import read_metrics
 
 
@@ -155,7 +156,7 @@ def alone(launch, tiny, run, *overrides):
 def test_a_bad_image_is_counted_and_named_and_too_many_stop_the_run(launch, tiny, shards, tmp_path):
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
-    split = Split(copy, "train")
+    split = Split(Folder(copy), "train")
     for row in range(len(split)):
         shard, _ = split.place(row)
         path, entry = copy / shard, split.index[row]

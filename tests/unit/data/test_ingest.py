@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from astropt_ds.data.ingest import Job, key_of, make_shards, split_of
-from astropt_ds.data.shards import Split, read_manifest
+from astropt_ds.data.split import Split
+from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
 from tests.conftest import REPOSITORY, blob, write_images
 
@@ -86,7 +87,7 @@ def test_a_group_stays_on_one_side(survey):
 def test_the_manifest_and_index_describe_the_shards(survey):
     job, _ = survey
     make_shards(job)
-    manifest = read_manifest(job.output)
+    manifest = Folder(job.output).manifest
     for name, entry in manifest.splits.items():
         assert (
             entry.samples
@@ -94,7 +95,7 @@ def test_the_manifest_and_index_describe_the_shards(survey):
             == len(members(job.output).get(name, {}))
         )
         assert all(s.samples == 7 for s in entry.shards[:-1])
-    split = Split(job.output, "train")
+    split = Split(Folder(job.output), "train")
     stored = members(job.output)["train"]
     for row in range(len(split)):
         shard, key = split.place(row)

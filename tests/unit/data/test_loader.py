@@ -9,7 +9,8 @@ from astropt_ds.config_source import load_config
 from astropt_ds.data.decode import decode
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import dihedral
-from astropt_ds.data.shards import Split, read_manifest, sha256_file
+from astropt_ds.data.split import Split
+from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
 from astropt_ds.tokens import grid
 
@@ -51,7 +52,7 @@ def test_a_global_batch_is_the_same_for_any_ranks_workers_and_accumulation(
 
 
 def test_epochs_are_exactly_once_across_batches_that_straddle_them(tiny, shards):
-    n = len(Split(shards, "train"))
+    n = len(Split(Folder(shards), "train"))
     assert n % 12  # or nothing straddles
     rows = torch.cat([rows for rows, _ in global_batches(tiny, 2, 0, 3 * n // 12)]).tolist()
     counts = Counter(rows)
@@ -74,7 +75,7 @@ def test_starting_at_a_step_gives_what_reading_up_to_it_would_have(tiny):
 def test_a_slot_holds_the_centre_of_its_own_image(tiny, shards, orientation):
     loaded = galaxies(tiny, data__image_size=48, model__orientation=orientation)
     batch = next(loaded.steps(0, 1))[0]
-    split, g = Split(shards, "train"), grid(48, 16, orientation)
+    split, g = Split(Folder(shards), "train"), grid(48, 16, orientation)
     for row, patches in zip(batch.rows.tolist(), batch.patches, strict=True):
         shard, _ = split.place(row)
         entry = split.index[row]
@@ -85,7 +86,7 @@ def test_a_slot_holds_the_centre_of_its_own_image(tiny, shards, orientation):
 
 def test_dihedral_augmentation_is_one_of_eight_symmetries_drawn_anew_each_epoch(tiny, shards):
     plain = global_batches(tiny, 1, 0, 1)[0]
-    n = len(Split(shards, "train"))
+    n = len(Split(Folder(shards), "train"))
     seen = {}
     flipped = galaxies(tiny, data__augment="dihedral")
     for batches in flipped.steps(0, 4 * n // 12):
@@ -114,7 +115,7 @@ def test_the_eight_symmetries_are_distinct_and_form_the_group():
 
 @pytest.mark.parametrize("ranks, micro", [(1, 1), (2, 3), (3, 4), (4, 3)])
 def test_validation_reads_its_set_once_in_equal_numbers_of_passes(tiny, shards, ranks, micro):
-    n = len(Split(shards, "val"))
+    n = len(Split(Folder(shards), "val"))
     for images in (5, n, 1000):
         shares = [
             list(galaxies(tiny, r, ranks, batch__micro=micro, eval__images=images).validation())
@@ -133,7 +134,7 @@ def damage(shards, tmp_path, row, how):
     """A copy of the shards with one training image changed in place."""
     copy = tmp_path / "damaged"
     shutil.copytree(shards, copy)
-    split = Split(copy, "train")
+    split = Split(Folder(copy), "train")
     shard, key = split.place(row)
     entry = split.index[row]
     data = bytearray((copy / shard).read_bytes())
@@ -150,8 +151,9 @@ def damage(shards, tmp_path, row, how):
         index = np.load(copy / "train.index.npy")
         index[row]["crc32"] = zlib.crc32(bytes(size))
         np.save(copy / "train.index.npy", index)
-        manifest = read_manifest(copy)
-        manifest.splits["train"].index_sha256 = sha256_file(copy / "train.index.npy")
+        manifest, number = Folder(copy).manifest, split.shard_of(row)
+        rows = index[split.first[number] : split.first[number + 1]]
+        manifest.splits["train"].shards[number].index_crc32 = zlib.crc32(rows.tobytes())
         manifest.save(copy)
     return copy, shard, key
 
@@ -164,7 +166,7 @@ def test_a_bad_image_keeps_its_slot_with_weight_zero_and_is_named(
 ):
     copy, shard, key = damage(shards, tmp_path, 3, how)
     bad = galaxies((*tiny, f"data.path={copy}"))
-    n = len(Split(shards, "train"))
+    n = len(Split(Folder(shards), "train"))
     good = galaxies(tiny)
     for (a,), (b,) in zip(bad.steps(0, n // 12), good.steps(0, n // 12), strict=True):
         assert torch.equal(a.rows, b.rows)
