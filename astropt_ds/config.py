@@ -77,15 +77,44 @@ class AttentionConfig(Section):
     kernel: Literal["auto", "flash", "sdpa", "eager"] = "auto"
 
 
+class SourceConfig(Section):
+    """One of several data sets that are mixed."""
+
+    path: str
+    weight: Annotated[float, Field(gt=0)] = 1.0  # of its samples in the mixture
+
+
 class DataConfig(Section):
     """Where the shards lie and how they are read."""
 
-    path: str | None = None  # a folder of shards with its manifest (tools/make_shards.py)
+    path: str | None = None  # a folder or URL of shards with its manifest (tools/make_shards.py)
+    sources: dict[str, SourceConfig] = {}  # or several, each with a name
+    cache: str | None = None  # a local folder for remote shards
+    cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that it may hold, in 1e9 bytes
+    retries: NonNegative = 5  # of a failed transfer, after 1, 2, 4, ... seconds
     image_size: Positive = 512  # stamps are centre-cropped to this side
     workers: NonNegative = 2  # reading processes a rank; 0 reads in the training process
     window: Positive = 16  # shards among which samples are mixed
     augment: Literal["none", "dihedral"] = "none"  # the eight flips and rotations
     max_bad_fraction: Fraction = 0.05  # of the samples so far (1,000 at least) before a run stops
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.path and self.sources:
+            raise ValueError("path and sources are both given; one of them would be right")
+        return self
+
+    def located(self) -> dict[str, SourceConfig]:
+        """Every source by its name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.path:
+            return {"shards": SourceConfig(path=self.path)}
+        if not self.sources:
+            raise UserError("data.path is missing: the folder that tools/make_shards.py wrote")
+        return self.sources
 
 
 class BatchConfig(Section):

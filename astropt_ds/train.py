@@ -5,6 +5,8 @@ The same command under ``torchrun`` or ``deepspeed --module`` trains on many dev
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from astropt_ds.config import Config
 from astropt_ds.config_source import parse_command_line
 from astropt_ds.data.loader import Galaxies
@@ -21,8 +23,8 @@ def main(argv: list[str]) -> None:
     """Read the configuration, join the other ranks, train."""
     config = parse_command_line(argv)
     if config is not None:
-        galaxies = Galaxies(config, pin=uses_gpu())
-        with start() as ranks:
+        # its processes are forked before this one has threads
+        with closing(Galaxies(config)) as galaxies, start() as ranks:
             train(config, galaxies, ranks)
 
 
@@ -31,7 +33,7 @@ def train(config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
     with ranks.together():
         check_precision(config.precision, ranks.device)
         attention_kernel(config, ranks)
-        galaxies.open(ranks.rank, ranks.size)
+        galaxies.open(ranks.rank, ranks.size, pin=uses_gpu())
     run = Run(config, galaxies, ranks)
 
     with partitioned(config, ranks):
@@ -41,8 +43,8 @@ def train(config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
 
     if run.step == 0:
         run.record_validation(validate(engine, galaxies))
-    for batches in run.timed(galaxies.steps(run.step, config.run.steps)):
-        run.record_step(engine.step(batches), batches)
+    for batches in galaxies.steps(run.step, config.run.steps):
+        run.record_step(engine.step(batches))
         if run.due(config.eval.every):
             run.record_validation(validate(engine, galaxies))
         if run.due(config.checkpoint.every):

@@ -17,11 +17,13 @@ class BadImageError(ValueError):
     """An image that cannot be used; the message says why."""
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, buffer: np.ndarray | None = None) -> np.ndarray:
     """Decode a JPEG, a PNG, any other file Pillow knows, or fluxes in numpy's format.
 
     Args:
         data: the file's bytes.
+        buffer: uint8 memory for the pixels of a JPEG, if they fit: what is returned then lies in
+            it, and fresh memory for every image is saved.
 
     Returns:
         (height, width, 3) uint8, red first, an alpha channel dropped, a palette resolved; or
@@ -36,11 +38,13 @@ def decode(data: bytes) -> np.ndarray:
         return _decode_fluxes(data)
     if data[:2] == JPEG_MAGIC:
         try:
-            colourspace = simplejpeg.decode_jpeg_header(data)[2]
+            height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
             if colourspace == "Gray":
                 raise BadImageError("has 1 channel; 3 would be right")
             if colourspace != "CMYK" and colourspace != "YCCK":  # those are left to Pillow
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
+                if buffer is not None and buffer.nbytes < height * width * 3:
+                    buffer = None
+                return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
         except BadImageError:
             raise
         except ValueError as error:

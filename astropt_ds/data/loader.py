@@ -6,65 +6,52 @@ The loader keeps no state but that number: resuming at step s is starting to rea
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from astropt_ds.config import Config
-from astropt_ds.data.order import Order, dihedral_element
-from astropt_ds.data.reader import PADDING, Batch, Reader
-from astropt_ds.data.split import Split
-from astropt_ds.data.store import Folder
-from astropt_ds.errors import UserError
+from astropt_ds.config import LARGEST_DERIVED_MICRO, Config
+from astropt_ds.data.batch import Batch
+from astropt_ds.data.order import Mixture, Order, dihedral_element
+from astropt_ds.data.pool import Failure, Pool
+from astropt_ds.data.reader import PADDING, Fault, Reader, Slots
+from astropt_ds.data.survey import Survey
 from astropt_ds.tokens import Grid, grid
 
-PREFETCH = 2  # micro-batches a worker keeps ready
-NOTHING = Batch(torch.empty(0), torch.empty(0), torch.empty(0))  # the answer to None
+TRAINING, VALIDATION = "train", "val"
 
 
-class _TrainingBatches(Dataset[Batch]):
-    """(start, stop) positions to a batch. Opens its files where and when it is first asked."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    @cached_property
-    def reader(self) -> Reader:
-        return _reader(self.config, "train")
-
-    @cached_property
-    def order(self) -> Order:
-        sizes = self.reader.split.shard_samples
-        return Order(sizes, self.config.seed, self.config.data.window)
-
-    def __getitem__(self, positions: tuple[int, int] | None) -> Batch:
-        if positions is None:
-            return NOTHING
-        elements = None
-        if self.config.data.augment == "dihedral":
-            drawn = [dihedral_element(self.config.seed, p) for p in range(*positions)]
-            elements = np.array(drawn)
-        return self.reader.read(self.order.rows(*positions), elements)
-
-
-class _ValidationBatches(Dataset[Batch]):
-    """Arrays of rows to batches. Opens its files where and when it is first asked."""
+class _Reading:
+    """What a worker does with an item. Opens its files where and when it is first asked."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.readers: dict[str, Reader] = {}
+
+    def __call__(self, split: str, item: tuple[int, int] | np.ndarray, slot: memoryview) -> Any:
+        """Fill a slot from (start, stop) positions, or from sample numbers; returns the faults."""
+        if split not in self.readers:
+            channels = self.config.model.images.channels
+            self.readers[split] = Reader(Survey(self.config, split), _grid(self.config), channels)
+        reader = self.readers[split]
+        rows, elements = item, None
+        if isinstance(item, tuple):
+            rows = self.order.rows(*item)
+            if self.config.data.augment == "dihedral":
+                elements = np.array([dihedral_element(self.config.seed, p) for p in range(*item)])
+        slots = _slots(slot, len(rows), self.config, reader.survey.dtype)
+        return reader.read(np.asarray(rows), elements, slots)
 
     @cached_property
-    def reader(self) -> Reader:
-        return _reader(self.config, "val")
-
-    def __getitem__(self, rows: np.ndarray | None) -> Batch:
-        return NOTHING if rows is None else self.reader.read(rows)
+    def order(self) -> Order | Mixture:
+        survey = self.readers[TRAINING].survey
+        return survey.order(self.config.seed, self.config.data.window)
 
 
 @dataclass(frozen=True)
@@ -85,49 +72,6 @@ class _Ranges:
             yield first, first + self.micro
 
 
-class _Items:
-    """What the processes are to read next; apart from _Workers, lest the two hold each other."""
-
-    items: Iterable[Any] = ()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.items)
-
-
-class _Workers:
-    """Processes that turn items into batches, in order; started once, at construction.
-
-    They are forked, and a fork among other threads (gloo's, a progress bar's) can leave the child
-    waiting for a lock that its owner will never give back: so before there are any.
-    """
-
-    def __init__(self, dataset: Dataset[Batch], workers: int, pin: bool) -> None:
-        self._workers = workers
-        self._items = _Items()
-        self._loader = DataLoader(
-            dataset,
-            batch_size=None,  # an item is a whole micro-batch
-            sampler=self._items,
-            num_workers=workers,
-            prefetch_factor=PREFETCH if workers else None,
-            persistent_workers=workers > 0,
-            multiprocessing_context="fork" if workers else None,
-            pin_memory=pin,
-        )
-        if workers:
-            iter(self._loader)  # of no items yet: it only starts the processes
-
-    def wake(self) -> None:
-        """Have every process answer once: those never asked take seconds to stop at the end."""
-        for _ in self.batches([None] * self._workers):
-            pass
-
-    def batches(self, items: Iterable[Any]) -> Iterator[Batch]:
-        """The batches of these items; one such iteration at a time."""
-        self._items.items = items
-        return iter(self._loader)
-
-
 class Galaxies:
     """The data of a run: training batches and the fixed validation set, for one rank.
 
@@ -135,26 +79,31 @@ class Galaxies:
 
     Args:
         config: the run's.
-        pin: training batches into page-locked memory, for a GPU.
 
     Attributes, once opened:
-        hash: of the training split, which a resumed run must find unchanged.
+        hash: of the data, which a resumed run must find unchanged.
         warnings: what is known to be wrong with the data before the run starts.
         grid: the geometry of the images.
         validation_images: in the fixed validation set.
+        waited: seconds spent waiting for training batches.
     """
 
-    def __init__(self, config: Config, pin: bool) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
-        workers = config.data.workers
-        # pinning and asking take threads: all processes are started first
-        self._validation = _Workers(_ValidationBatches(config), workers, pin=False)
-        self._training = _Workers(_TrainingBatches(config), workers, pin)
-        self._validation.wake()
-        self._training.wake()
+        self.grid = _grid(config)
+        self.waited = 0.0
+        micro = config.batch.micro or min(LARGEST_DERIVED_MICRO, config.batch.global_images)
+        capacity = _slot_bytes(micro, config, np.dtype(np.float32))
+        streams = (TRAINING, VALIDATION)
+        self._pool = Pool(_Reading(config), config.data.workers, streams, capacity)
 
-    def open(self, rank: int, ranks: int) -> None:
+    def open(self, rank: int, ranks: int, pin: bool = False) -> None:
         """Check the data against the configuration, for this process among the others.
+
+        Args:
+            rank: this process.
+            ranks: all of them; each looks for its part of the shards.
+            pin: batches into page-locked memory, for copies to a GPU that overlap its work.
 
         Raises:
             UserError: no shards, shards that do not fit the configuration, or a global batch that
@@ -163,69 +112,108 @@ class Galaxies:
         config = self.config
         self.rank, self.ranks = rank, ranks
         self.micro, self.accumulation = config.batch.split(ranks)
-        if not config.data.path:
-            raise UserError("data.path is missing: the folder that tools/make_shards.py wrote")
-        store = Folder(Path(config.data.path))
-        train, val = Split(store, "train"), Split(store, "val")
-        for split in (train, val):
-            store.check(split.entry, slice(rank, None, ranks))
-        channels = config.model.images.channels
-        if store.manifest.channels != channels:
-            raise UserError(
-                f"data.path={config.data.path}: images of {store.manifest.channels} channels; "
-                f"model.modalities.images.channels={channels} needs others"
-            )
-        self.warnings = [w for split in (train, val) if (w := _too_small(split, config))]
-        self.validation_images = min(config.eval.images, len(val))
-        self.hash = store.manifest.hash(("train", "val"))
-        self.grid = _grid(config)
+        train, val = Survey(config, TRAINING), Survey(config, VALIDATION)
+        for survey in (train, val):
+            for split in survey.splits.values():
+                split.store.check(split.entry, slice(rank, None, ranks))
+        size, bad, patch = self.grid.side, config.data.max_bad_fraction, self.grid.patch
+        self.warnings = [w for survey in (train, val) for w in survey.warnings(size, bad, patch)]
+        self.hash = train.hash
+        self._order = train.order(config.seed, config.data.window)
+        self._sources = list(train.splits)
+        self._dtype = train.dtype
+        self._validation = val.head(config.eval.images)
+        self.validation_images = len(self._validation)
+        if pin:
+            self._pin()
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """The micro-batches of this rank for each step in [start, stop)."""
+    def steps(self, start: int, stop: int) -> Iterator[Iterator[Batch]]:
+        """The micro-batches of this rank for each step in [start, stop).
+
+        Each is valid until the next is taken, and all of a step are to be taken.
+        """
         mine = range(start * self.accumulation, stop * self.accumulation)
-        batches = self._training.batches(_Ranges(mine, self.micro, self.rank, self.ranks))
+        batches = self._batches(TRAINING, _Ranges(mine, self.micro, self.rank, self.ranks))
         for _ in range(start, stop):
-            yield [next(batches) for _ in range(self.accumulation)]
+            yield islice(batches, self.accumulation)
 
     def validation(self) -> Iterator[Batch]:
-        """This rank's share of the validation set: its first images, dealt out in equal numbers.
+        """This rank's share of the validation set, dealt out in equal numbers of passes.
 
-        Every rank makes as many forward passes as the others; what is left over is padding.
+        Every rank makes as many forward passes as the others; what is left over is padding. The
+        rows of its batches count through the validation set.
         """
         images = self.validation_images
         passes = -(-images // (self.micro * self.ranks))
-        rows = np.full(passes * self.ranks * self.micro, PADDING, dtype=np.int64)
-        rows[:images] = np.arange(images)
-        return self._validation.batches(rows.reshape(passes, self.ranks, self.micro)[:, self.rank])
+        places = np.full(passes * self.ranks * self.micro, PADDING, dtype=np.int64)
+        places[:images] = np.arange(images)
+        mine = places.reshape(passes, self.ranks, self.micro)[:, self.rank]
+        rows = np.where(mine == PADDING, PADDING, self._validation[mine])
+        for batch, place in zip(self._batches(VALIDATION, rows), mine, strict=True):
+            batch.rows = torch.from_numpy(place)
+            yield batch
+
+    def drawn(self, samples: int) -> dict[str, float]:
+        """The fraction that each of several sources has of the samples consumed so far."""
+        if not isinstance(self._order, Mixture) or not samples:
+            return {}
+        counts = self._order.drawn(samples)
+        return {s: count / samples for s, count in zip(self._sources, counts, strict=True)}
+
+    def close(self) -> None:
+        """End the reading processes."""
+        self._pool.close()
+
+    def _batches(self, split: str, items: Iterable[Any]) -> Iterator[Batch]:
+        results = self._pool.run(split, items)
+        while True:
+            start = time.monotonic()
+            result = next(results, None)
+            if split == TRAINING:
+                self.waited += time.monotonic() - start
+            if result is None:
+                return
+            batch = self._batch(*result)
+            yield batch
+            batch.release()
+
+    def _batch(self, slot: memoryview, reply: list[Fault] | Failure) -> Batch:
+        slots = _slots(slot, self.micro, self.config, self._dtype)
+        patches, weights, rows = map(torch.from_numpy, slots)
+        batch = Batch(patches, weights, rows)
+        if isinstance(reply, Failure):
+            for part in slots:
+                part[:] = 0
+            batch.problem = reply.message
+        else:
+            batch.faults = reply
+        return batch
+
+    def _pin(self) -> None:
+        used = _slot_bytes(self.micro, self.config, self._dtype)
+        for stream in (TRAINING, VALIDATION):
+            for slot in self._pool.slots(stream):
+                address = np.frombuffer(slot, np.uint8).ctypes.data
+                error = torch.cuda.cudart().cudaHostRegister(address, used, 0)
+                if int(error):  # copies are then slower, not wrong
+                    self.warnings.append(f"no page-locked memory for batches (CUDA error {error})")
+                    return
 
 
 def _grid(config: Config) -> Grid:
     return grid(config.data.image_size, config.model.images.patch, str(config.model.orientation))
 
 
-def _reader(config: Config, split: str) -> Reader:
-    channels = config.model.images.channels
-    return Reader(Split(Folder(Path(str(config.data.path))), split), _grid(config), channels)
+def _slots(slot: memoryview, images: int, config: Config, dtype: np.dtype) -> Slots:
+    """The arrays of a batch in a slot's memory."""
+    shape = (images, config.tokens_per_image, config.model.images.input_size)
+    rows = np.frombuffer(slot, np.int64, images)
+    weights = np.frombuffer(slot, np.float32, images, offset=rows.nbytes)
+    start = rows.nbytes + weights.nbytes
+    patches = np.frombuffer(slot, dtype, int(np.prod(shape)), offset=start).reshape(shape)
+    return Slots(patches, weights, rows)
 
 
-def _too_small(split: Split, config: Config) -> str | None:
-    """A warning about images smaller than the declared size.
-
-    Raises:
-        UserError: they are more than the run would put up with.
-    """
-    size = config.data.image_size
-    small = split.smaller_than(size)
-    if not small:
-        return None
-    message = (
-        f"{small} of {len(split)} images in split {split.name!r} are smaller than "
-        f"data.image_size={size}"
-    )
-    if small > config.data.max_bad_fraction * len(split):
-        patch = config.model.images.patch
-        raise UserError(
-            f"{message}, more than data.max_bad_fraction={config.data.max_bad_fraction}; "
-            f"all have {split.smallest // patch * patch} pixels"
-        )
-    return f"{message}; their slots get weight zero"
+def _slot_bytes(images: int, config: Config, dtype: np.dtype) -> int:
+    values = config.tokens_per_image * config.model.images.input_size
+    return images * (8 + 4 + values * dtype.itemsize)

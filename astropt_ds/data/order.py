@@ -3,6 +3,7 @@
 Nothing here knows of ranks, workers or batches. Shards are permuted, and samples are permuted
 inside windows of consecutive shards, so that a reader touches a few shards at a time while an
 epoch holds every sample exactly once. The order of a run is the concatenation of its epochs.
+Several sources are mixed by weight; an epoch is then each source's own.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Order:
         ValueError: there is no sample at all.
     """
 
-    def __init__(self, shard_samples: Sequence[int], seed: int, window: int) -> None:
+    def __init__(self, shard_samples: Sequence[int], seed: int | str, window: int) -> None:
         self.sizes = np.asarray(shard_samples, dtype=np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.sizes)])
         self.samples = int(self.first[-1])
@@ -96,3 +97,66 @@ class Order:
             # a batch touches two windows at most in practice; keep a few, not an epoch of them
             self._windows = {**dict(list(self._windows.items())[-3:]), key: mixed}
         return self._windows[key]
+
+
+BLOCK = 4096  # positions among which every source has its exact share
+
+
+class Mixture:
+    """Several sources in one infinite sequence, mixed by weight; each has epochs of its own.
+
+    Positions fall into blocks. In every block each source has the same number of slots, its
+    weight's share of 4096 by largest remainders and one at least, and a permutation says which.
+
+    Args:
+        orders: one a source. Sample numbers count through the sources in this order.
+        weights: positive, one a source; their ratios count.
+        seed: of the mixing.
+    """
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int) -> None:
+        self.orders = orders
+        self.seed = seed
+        self.slots = _shares(np.asarray(weights, dtype=float))
+        self.first = np.concatenate([[0], np.cumsum([order.samples for order in orders])])
+        self._blocks: dict[int, np.ndarray] = {}
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Sample numbers at positions [start, stop); shape (stop - start,), int64."""
+        parts = []
+        position = start
+        while position < stop:
+            block, offset = divmod(position, BLOCK)
+            sources = self._block(block)[offset:][: stop - position]
+            rows = np.empty(len(sources), np.int64)
+            for number, (order, before) in enumerate(
+                zip(self.orders, self.drawn(position), strict=True)
+            ):
+                mine = sources == number
+                rows[mine] = self.first[number] + order.rows(before, before + int(mine.sum()))
+            parts.append(rows)
+            position += len(rows)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def drawn(self, position: int) -> list[int]:
+        """How many samples of each source lie before a position."""
+        block, offset = divmod(position, BLOCK)
+        here = np.bincount(self._block(block)[:offset], minlength=len(self.slots))
+        return (block * self.slots + here).tolist()
+
+    def _block(self, block: int) -> np.ndarray:
+        """The source of each slot; shape (BLOCK,)."""
+        if block not in self._blocks:
+            sources = np.repeat(np.arange(len(self.slots)), self.slots)
+            mixed = sources[keyed_permutation(BLOCK, "mixture", self.seed, block)]
+            self._blocks = {**dict(list(self._blocks.items())[-1:]), block: mixed}
+        return self._blocks[block]
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Slots of a block for each source; they sum to BLOCK."""
+    exact = weights / weights.sum() * (BLOCK - len(weights))
+    slots = np.floor(exact).astype(np.int64)
+    rest = BLOCK - len(weights) - int(slots.sum())
+    slots[np.argsort(slots - exact, kind="stable")[:rest]] += 1
+    return slots + 1

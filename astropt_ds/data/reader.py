@@ -1,4 +1,4 @@
-"""Rows of a split to a batch of uint8 patches. A sample that fails keeps its slot."""
+"""Samples of a survey to uint8 or float32 patches. A sample that fails keeps its slot."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from astropt_ds.data.decode import BadImageError, decode
-from astropt_ds.data.split import Split
+from astropt_ds.data.split import BadShardError, Split
+from astropt_ds.data.survey import Survey
 from astropt_ds.tokens import Grid, centre_crop
 
 MAX_OPEN_FILES = 64  # a process; a window is smaller as a rule
+HOPELESS = 32  # images of a shard that failed while none was good: the shard as a whole is bad
 PADDING = -1  # a row that stands for no image: its weight is zero and it is no fault
 
 
@@ -27,91 +27,122 @@ class Fault(NamedTuple):
     reason: str
 
 
-@dataclass
-class Batch:
-    """A micro-batch.
+class Slots(NamedTuple):
+    """Where a batch goes.
 
     Attributes:
-        patches: (images, tokens, values) uint8, in spiral order; zeros where a sample failed.
-        weights: (images,) fp32; 1, or 0 for a sample that failed and for padding.
-        rows: (images,) int64, sample numbers in the split; -1 is padding.
-        faults: one for each sample that failed.
+        patches: (images, tokens, values), the survey's dtype, in spiral order.
+        weights: (images,) float32; 1, or 0 for a sample that failed and for padding.
+        rows: (images,) int64, sample numbers in the survey.
     """
 
-    patches: Tensor
-    weights: Tensor
-    rows: Tensor
-    faults: list[Fault] = field(default_factory=list)
+    patches: np.ndarray
+    weights: np.ndarray
+    rows: np.ndarray
 
-    def pin_memory(self) -> Batch:
-        """The same in page-locked memory, so that the copy to the GPU overlaps computation."""
-        return Batch(self.patches.pin_memory(), self.weights.pin_memory(), self.rows, self.faults)
+
+@dataclass
+class _OpenShard:
+    split: Split
+    name: str
+    descriptor: int
+    good: int = 0
+    bad: list[str] = field(default_factory=list)
 
 
 class Reader:
-    """Reads images of a split by row and cuts them into patches.
+    """Reads images of a survey and cuts them into patches. Files stay open, one a shard.
 
     Args:
-        split: the opened split.
+        survey: the opened survey.
         grid: the geometry images are cropped to and cut by.
         channels: that the model takes.
-
-    Open files are kept, one a shard.
     """
 
-    def __init__(self, split: Split, grid: Grid, channels: int) -> None:
-        self.split = split
+    def __init__(self, survey: Survey, grid: Grid, channels: int) -> None:
+        self.survey = survey
         self.grid = grid
         self.channels = channels
-        self._files: dict[int, int] = {}
+        self._buffer = np.empty(0, dtype=np.uint8)
+        self._open: dict[tuple[str, int], _OpenShard] = {}
 
-    def read(self, rows: np.ndarray, elements: np.ndarray | None = None) -> Batch:
-        """A batch of the images in ``rows``.
+    def read(self, rows: np.ndarray, elements: np.ndarray | None, slots: Slots) -> list[Fault]:
+        """Fill a batch with the images in ``rows``.
 
         Args:
             rows: (images,) sample numbers, or PADDING.
             elements: (images,) the dihedral element of each image; identity if None.
+            slots: where they go.
+
+        Raises:
+            BadShardError: a shard that cannot be used as a whole.
         """
-        values = self.grid.patch**2 * self.channels
-        patches = torch.zeros(len(rows), self.grid.tokens, values, dtype=torch.uint8)
-        weights = torch.zeros(len(rows))
         faults = []
-        slots = patches.numpy()
+        slots.weights[:] = 0.0
+        slots.rows[:] = rows
         for slot, row in enumerate(rows):
             if row == PADDING:
+                slots.patches[slot] = 0
                 continue
+            split, local = self.survey.locate(int(row))
+            shard = self._shard(split, split.shard_of(local))
             try:
-                image = self._image(int(row))
+                image = self._image(shard, local)
                 if elements is not None:
                     image = dihedral(image, int(elements[slot]))
-                slots[slot] = self.grid.to_patches(image)
-                weights[slot] = 1.0
+                self.grid.to_patches(image, out=slots.patches[slot])
+                slots.weights[slot] = 1.0
+                shard.good += 1
             except (BadImageError, OSError) as error:
-                faults.append(Fault(*self.split.place(int(row)), str(error)))
-        return Batch(patches, weights, torch.from_numpy(np.array(rows, dtype=np.int64)), faults)
+                slots.patches[slot] = 0
+                fault = Fault(*split.place(local), str(error))
+                faults.append(fault)
+                self._note(shard, fault)
+        return faults
 
-    def _image(self, row: int) -> np.ndarray:
-        entry = self.split.index[row]
+    def _image(self, shard: _OpenShard, row: int) -> np.ndarray:
+        entry = shard.split.index[row]
         size, offset = int(entry["size"]), int(entry["offset"])
-        data = os.pread(self._file(self.split.shard_of(row)), size, offset)
+        data = os.pread(shard.descriptor, size, offset)
         if len(data) != size:
             raise BadImageError(f"ends after {len(data)} of {size} bytes")
         if zlib.crc32(data) != int(entry["crc32"]):
             raise BadImageError("its bytes do not match the checksum in the index")
-        image = decode(data)
+        pixels = int(entry["width"]) * int(entry["height"])
+        if self._buffer.size < 3 * pixels:
+            self._buffer = np.empty(3 * pixels, dtype=np.uint8)
+        image = decode(data, self._buffer)
         if image.shape[2] != self.channels:
             raise BadImageError(f"has {image.shape[2]} channels; {self.channels} would be right")
+        if image.dtype != self.survey.dtype:
+            raise BadImageError(f"holds {image.dtype}; {self.survey.dtype} would be right")
         try:
-            return centre_crop(image, self.grid.side)
+            image = centre_crop(image, self.grid.side)
         except ValueError as error:
             raise BadImageError(str(error)) from None
+        if shard.split.store.manifest.nan == "zero":
+            return np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
+        if image.dtype == np.float32 and not np.isfinite(image).all():
+            raise BadImageError("holds pixels that are not finite")
+        return image
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= MAX_OPEN_FILES:  # close the one opened first
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = self.split.open_shard(shard)
-        return self._files[shard]
+    def _shard(self, split: Split, number: int) -> _OpenShard:
+        name = split.store.file(split.entry.shards[number].name)
+        key = (name, number)
+        if key not in self._open:
+            if len(self._open) >= MAX_OPEN_FILES:  # close the one opened first
+                os.close(self._open.pop(next(iter(self._open))).descriptor)
+            self._open[key] = _OpenShard(split, name, split.open_shard(number))
+        return self._open[key]
+
+    @staticmethod
+    def _note(shard: _OpenShard, fault: Fault) -> None:
+        shard.bad.append(fault.key)
+        if not shard.good and len(shard.bad) >= HOPELESS:
+            raise BadShardError(
+                f"{shard.name}: none of {len(shard.bad)} images could be used, the last, "
+                f"{fault.key}: {fault.reason}; tools/verify_shards.py says what is wrong"
+            )
 
 
 def dihedral(image: np.ndarray, element: int) -> np.ndarray:

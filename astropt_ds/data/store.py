@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from astropt_ds.config import DataConfig
 from astropt_ds.data.manifest import MANIFEST, Manifest, ShardEntry, SplitEntry, parse_manifest
 from astropt_ds.errors import UserError
 
@@ -88,3 +89,12 @@ class Folder:
         return sorted(
             path for folder in folders for path in folder.glob("*.tar") if path not in listed
         )
+
+
+def open_store(path: str, config: DataConfig) -> Store:
+    """The data set at a path.
+
+    Raises:
+        UserError: there is none, or it cannot be reached.
+    """
+    return Folder(Path(path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from astropt_ds.config import Config
-from astropt_ds.data.reader import Batch
+from astropt_ds.data.batch import Batch
+from astropt_ds.data.reader import Fault
 from astropt_ds.errors import UserError
 from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
@@ -44,6 +45,7 @@ class StepResult(NamedTuple):
         lr: peak rate times the schedule's factor, as used.
         bad: samples of the global batch that failed.
         updates: optimizer updates made, this one included.
+        faults: those of this rank.
     """
 
     loss: float
@@ -51,6 +53,7 @@ class StepResult(NamedTuple):
     lr: float
     bad: int
     updates: int
+    faults: list[Fault]
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -113,16 +116,20 @@ class Engine:
             config=deepspeed_config(config, ranks.size),
         )
 
-    def step(self, batches: list[Batch]) -> StepResult:
+    def step(self, batches: Iterable[Batch]) -> StepResult:
         """One optimizer update on this rank's micro-batches of a global batch.
 
         Raises:
-            UserError: the loss or the gradient is not finite; the update was not made.
+            UserError: the data cannot be read on some rank, or the loss or the gradient is not
+                finite; the update was not made.
         """
         lr = self.config.optim.lr * lr_factor(self.updates, self.config.schedule)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         losses: list[Tensor] = []
+        faults: list[Fault] = []
+        usable = 0.0
+        problem = None
         for batch in batches:
             if losses:  # DeepSpeed counts micro-batches; it updates at the last one's step
                 self.engine.step()
@@ -130,10 +137,13 @@ class Engine:
             _, loss = self.engine(tokens[:, :-1], tokens[:, 1:], weights)
             self.engine.backward(loss)
             losses.append(loss.detach())
-        faults = sum(len(batch.faults) for batch in batches)
-        usable = sum(float(batch.weights.sum()) for batch in batches)
-        mean = torch.stack(losses).mean().item()
-        mean, usable, bad = self.ranks.sum([mean / self.ranks.size, usable, faults])
+            faults += batch.faults
+            usable += float(batch.weights.sum())
+            problem = problem or batch.problem
+        mean = torch.stack(losses).mean().item() / self.ranks.size
+        mean, usable, bad, stop = self.ranks.sum([mean, usable, len(faults), bool(problem)])
+        if stop:
+            self.ranks.agree(problem)
         # what is optimised has the whole batch as its denominator; what is shown has its good part
         loss = mean * (self.config.batch.global_images / usable) if usable else 0.0
         if not math.isfinite(loss):
@@ -147,7 +157,7 @@ class Engine:
         if norm is None or not math.isfinite(norm) or not self.engine.was_step_applied():
             raise UserError(f"the gradient is not finite at update {self.updates + 1}")
         self.updates += 1
-        return StepResult(loss, float(norm), lr, int(bad), self.updates)
+        return StepResult(loss, float(norm), lr, int(bad), self.updates, faults)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -159,8 +169,7 @@ class Engine:
         return predictions.float(), tokens
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        patches = batch.patches.to(self.ranks.device, non_blocking=True)
-        weights = batch.weights.to(self.ranks.device, non_blocking=True)
+        patches, weights = batch.to(self.ranks.device)
         return standardise(patches), weights
 
     def _norm_at_stage_0(self) -> Tensor:

@@ -67,6 +67,15 @@ class Ranks:
             problem = str(error) or repr(error)
         except Exception as error:  # ours, not the user's: told to the others, raised as it is
             problem, failure = repr(error), error
+        self.agree(problem, failure)
+
+    def agree(self, problem: str | None, failure: Exception | None = None) -> None:
+        """If any rank has a problem, all raise it; collective.
+
+        Raises:
+            UserError: the first rank's that has one.
+            Exception: ``failure`` itself, on the rank that brings one.
+        """
         problems = self.gather(problem)
         if failure:
             raise failure

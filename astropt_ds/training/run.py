@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from astropt_ds.config import Config
 from astropt_ds.data.loader import Galaxies
-from astropt_ds.data.reader import Batch, Fault
+from astropt_ds.data.reader import Fault
 from astropt_ds.errors import UserError
 from astropt_ds.flops import mfu, training_flops
 from astropt_ds.training import checkpoint
@@ -27,8 +26,6 @@ from astropt_ds.training.validation import Validation
 
 COMPLETE = "complete"
 ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
-
-T = TypeVar("T")
 
 
 class Run:
@@ -50,7 +47,6 @@ class Run:
         self.config, self.galaxies, self.ranks = config, galaxies, ranks
         self.step = 0
         self.bad_samples = 0
-        self.data_wait = 0.0
         self._clock = time.monotonic()
         self._validated = False
         if config.run.dir is None:
@@ -98,19 +94,7 @@ class Run:
             self.event("schedule", f"warning: the run ends within schedule.warmup={warmup} updates")
         self._clock = time.monotonic()
 
-    def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The same batches, noting how long each was waited for."""
-        iterator = iter(batches)
-        while True:
-            start = time.monotonic()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self.data_wait = time.monotonic() - start
-            yield batch
-
-    def record_step(self, result: StepResult, batches: list[Batch]) -> None:
+    def record_step(self, result: StepResult) -> None:
         """Count and record a step. Collective where samples failed.
 
         Raises:
@@ -135,13 +119,15 @@ class Run:
                 skipped=0,  # a loss or gradient that is not finite stops the run
                 tokens_per_s=rate,
                 mfu=self._mfu(rate),
-                data_wait_s=self.data_wait,
+                data_wait_s=self.galaxies.waited,
                 memory_bytes=self._memory(),
                 bad_samples=self.bad_samples,
+                **({"drawn": drawn} if (drawn := self.galaxies.drawn(self.step * images)) else {}),
             )
             self.progress.update(self.step, result.loss, result.lr, images, seconds)
+        self.galaxies.waited = 0.0
         if result.bad:
-            self._report("bad_sample", [fault for batch in batches for fault in batch.faults])
+            self._report("bad_sample", result.faults)
             # the fraction of a few samples means little, unless none of them can be used
             enough = images if result.bad == images else ENOUGH_SAMPLES
             self._check_bad_samples(max(self.step * images, enough))
@@ -250,7 +236,7 @@ class Run:
             "data.image_size": self.config.data.image_size,
             "data.window": self.config.data.window,
             "data.augment": self.config.data.augment,
-            "training shards": self.galaxies.hash,
+            "shards": self.galaxies.hash,
         }
 
     def _load(self, path: Path, engine: Engine) -> None:

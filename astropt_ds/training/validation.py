@@ -47,16 +47,18 @@ def validate(engine: Engine, galaxies: Galaxies) -> Validation:
     mean does not depend on how the images were dealt to the ranks.
 
     Raises:
-        UserError: no image could be read.
+        UserError: the data cannot be read on some rank, or no image could be.
     """
     images = galaxies.validation_images
     slots = torch.zeros(4, images, dtype=torch.float64)  # model, zeros, previous, weight
     faults: list[Fault] = []
     patches: list[Tensor] = []
     predictions: list[Tensor] = []
+    problem = None
     for batch in galaxies.validation():
         predicted, tokens = engine.predict(batch)
         faults += batch.faults
+        problem = problem or batch.problem
         good = batch.weights > 0
         rows = batch.rows[good]
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -67,6 +69,7 @@ def validate(engine: Engine, galaxies: Galaxies) -> Validation:
         if sum(map(len, patches)) < PICTURED:
             patches.append(batch.patches[good])
             predictions.append(predicted.cpu()[good])
+    engine.ranks.agree(problem)
     dist.all_reduce(slots)
     n = int(slots[3].sum())
     if n == 0:

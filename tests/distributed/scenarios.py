@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from astropt_ds.config import Config
 from astropt_ds.config_source import load_config
-from astropt_ds.data.reader import Batch
+from astropt_ds.data.batch import Batch
 from astropt_ds.errors import UserError
 from astropt_ds.model import AstroPT
 from astropt_ds.training import checkpoint

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from astropt_ds.config_source import load_config
+from astropt_ds.data.batch import Batch
 from astropt_ds.data.decode import decode
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import dihedral
@@ -17,20 +18,34 @@ from astropt_ds.tokens import grid
 
 def galaxies(tiny, rank=0, ranks=1, **overrides):
     changes = [f"{k.replace('__', '.')}={v}" for k, v in overrides.items()]
-    found = Galaxies(load_config("1m", [*tiny, *changes]), pin=False)
+    found = Galaxies(load_config("1m", [*tiny, *changes]))
     found.open(rank, ranks)
     return found
 
 
+def kept(batches):
+    """Copies of batches, whose memory is reused."""
+    return [
+        Batch(b.patches.clone(), b.weights.clone(), b.rows.clone(), b.faults, b.problem)
+        for b in batches
+    ]
+
+
+def steps(loader, start, stop):
+    """The micro-batches of each step, as copies."""
+    return [kept(batches) for batches in loader.steps(start, stop)]
+
+
 def global_batches(tiny, ranks, start, stop, **overrides):
     """The rows and patches of each global batch, gathered from all ranks and sorted."""
-    steps = [[] for _ in range(start, stop)]
+    gathered = [[] for _ in range(start, stop)]
     # all before any reads: as in a run, workers start while their process has no threads
     for loader in [galaxies(tiny, rank, ranks, **overrides) for rank in range(ranks)]:
-        for i, batches in enumerate(loader.steps(start, stop)):
-            steps[i] += batches
+        for i, batches in enumerate(steps(loader, start, stop)):
+            gathered[i] += batches
+        loader.close()
     merged = []
-    for batches in steps:
+    for batches in gathered:
         rows = torch.cat([b.rows for b in batches])
         patches = torch.cat([b.patches for b in batches])
         order = torch.argsort(rows * 10**6 + patches.long().sum((1, 2)) % 10**6, stable=True)
@@ -58,7 +73,7 @@ def test_epochs_are_exactly_once_across_batches_that_straddle_them(tiny, shards)
     counts = Counter(rows)
     assert len(counts) == n and set(counts.values()) <= {2, 3, 4}
     loader = galaxies(tiny)
-    flat = torch.cat([b.rows for batches in loader.steps(0, 3 * n // 12) for b in batches])
+    flat = torch.cat([b.rows for batches in steps(loader, 0, 3 * n // 12) for b in batches])
     for epoch in range(2):
         assert sorted(flat[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
 
@@ -74,7 +89,7 @@ def test_starting_at_a_step_gives_what_reading_up_to_it_would_have(tiny):
 @pytest.mark.parametrize("orientation", ["rows", "columns"])
 def test_a_slot_holds_the_centre_of_its_own_image(tiny, shards, orientation):
     loaded = galaxies(tiny, data__image_size=48, model__orientation=orientation)
-    batch = next(loaded.steps(0, 1))[0]
+    ((batch,),) = steps(loaded, 0, 1)
     split, g = Split(Folder(shards), "train"), grid(48, 16, orientation)
     for row, patches in zip(batch.rows.tolist(), batch.patches, strict=True):
         shard, _ = split.place(row)
@@ -89,7 +104,7 @@ def test_dihedral_augmentation_is_one_of_eight_symmetries_drawn_anew_each_epoch(
     n = len(Split(Folder(shards), "train"))
     seen = {}
     flipped = galaxies(tiny, data__augment="dihedral")
-    for batches in flipped.steps(0, 4 * n // 12):
+    for batches in steps(flipped, 0, 4 * n // 12):
         for row, patches in zip(batches[0].rows.tolist(), batches[0].patches, strict=True):
             seen.setdefault(row, []).append(patches)
     g = grid(64, 16, "rows")
@@ -118,7 +133,7 @@ def test_validation_reads_its_set_once_in_equal_numbers_of_passes(tiny, shards, 
     n = len(Split(Folder(shards), "val"))
     for images in (5, n, 1000):
         shares = [
-            list(galaxies(tiny, r, ranks, batch__micro=micro, eval__images=images).validation())
+            kept(galaxies(tiny, r, ranks, batch__micro=micro, eval__images=images).validation())
             for r in range(ranks)
         ]
         assert len({len(share) for share in shares}) == 1
@@ -168,7 +183,7 @@ def test_a_bad_image_keeps_its_slot_with_weight_zero_and_is_named(
     bad = galaxies((*tiny, f"data.path={copy}"))
     n = len(Split(Folder(shards), "train"))
     good = galaxies(tiny)
-    for (a,), (b,) in zip(bad.steps(0, n // 12), good.steps(0, n // 12), strict=True):
+    for (a,), (b,) in zip(steps(bad, 0, n // 12), steps(good, 0, n // 12), strict=True):
         assert torch.equal(a.rows, b.rows)
         hit = a.rows == 3
         assert torch.equal(a.weights, (~hit).float())
@@ -181,7 +196,8 @@ def test_a_bad_image_keeps_its_slot_with_weight_zero_and_is_named(
 def test_stamps_smaller_than_declared_are_told_before_the_run_or_refused(tiny):
     with pytest.raises(UserError) as error:
         galaxies(tiny, data__image_size=80)
-    assert "images in split 'train' are smaller than data.image_size=80" in str(error.value)
+    assert "smaller than data.image_size=80" in str(error.value)
+    assert "115 of 115 images in split 'train'" in str(error.value)
     assert "all have 64 pixels" in str(error.value)
     warnings = galaxies(tiny, data__image_size=80, data__max_bad_fraction=1).warnings
     assert ["weight zero" in w for w in warnings] == [True, True]
@@ -215,7 +231,7 @@ def test_damaged_data_sets_are_refused_at_the_start(tiny, shards, tmp_path, harm
 
 
 def test_data_of_other_channels_and_an_unnamed_path_are_refused(tiny):
-    with pytest.raises(UserError, match="3 channels; model.modalities.images.channels=4"):
+    with pytest.raises(UserError, match="3 channels .R, G, B.; model.modalities.images.channels=4"):
         galaxies(tiny, model__modalities__images__channels=4)
     with pytest.raises(UserError, match="data.path is missing"):
         galaxies(tiny, data__path="")

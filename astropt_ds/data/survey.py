@@ -1,0 +1,122 @@
+"""The data of a run: one split of one data set, or of several that are mixed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from astropt_ds.config import Config
+from astropt_ds.data.order import Mixture, Order
+from astropt_ds.data.split import Split
+from astropt_ds.data.store import open_store
+from astropt_ds.errors import UserError
+
+
+class Survey:
+    """A split of every source; sample numbers count through the sources in their order.
+
+    Args:
+        config: the run's; ``data.path`` or ``data.sources`` say where the shards are.
+        name: the split.
+
+    Attributes:
+        splits: each source's.
+        first: (sources + 1,), the number at which each source's samples start.
+
+    Raises:
+        UserError: no source, one that is not there, or sources that do not fit the model or each
+            other.
+    """
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.name = name
+        self.sources = config.data.located()
+        self.splits = {
+            source: Split(open_store(where.path, config.data), name)
+            for source, where in self.sources.items()
+        }
+        self.first = np.concatenate([[0], np.cumsum([len(s) for s in self.splits.values()])])
+        channels = config.model.images.channels
+        for split in self.splits.values():
+            if split.store.manifest.channels != channels:
+                raise UserError(
+                    f"data.path={split.store}: images of {split.store.manifest.channels} channels "
+                    f"({', '.join(split.store.manifest.bands)}); "
+                    f"model.modalities.images.channels={channels} needs others"
+                )
+        kinds = {str(split.store): split.store.manifest.dtype for split in self.splits.values()}
+        if len(set(kinds.values())) > 1:
+            raise UserError(f"data.sources: pixels of several kinds cannot be mixed: {kinds}")
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pixels."""
+        return np.dtype(next(iter(self.splits.values())).store.manifest.dtype)
+
+    @property
+    def hash(self) -> str:
+        """Changes when an image, a source or a weight does."""
+        facts = [
+            (source, self.sources[source].weight, split.store.manifest.hash(("train", "val")))
+            for source, split in self.splits.items()
+        ]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def order(self, seed: int, window: int) -> Order | Mixture:
+        """The sequence of sample numbers in which a run reads this survey."""
+        if len(self.splits) == 1:
+            return Order(next(iter(self.splits.values())).shard_samples, seed, window)
+        orders = [
+            Order(split.shard_samples, f"{seed}/{source}", window)
+            for source, split in self.splits.items()
+        ]
+        return Mixture(orders, [source.weight for source in self.sources.values()], seed)
+
+    def locate(self, row: int) -> tuple[Split, int]:
+        """The split that holds a sample, and its row there."""
+        number = int(np.searchsorted(self.first, row, side="right")) - 1
+        return list(self.splits.values())[number], row - int(self.first[number])
+
+    def head(self, images: int) -> np.ndarray:
+        """Sample numbers of a fixed part: each source's first, in proportion to its weight."""
+        total = sum(source.weight for source in self.sources.values())
+        parts = []
+        for first, split, source in zip(
+            self.first, self.splits.values(), self.sources.values(), strict=False
+        ):
+            share = max(1, round(images * source.weight / total))
+            parts.append(first + np.arange(min(share, len(split))))
+        return np.concatenate(parts)[: max(images, len(parts))]
+
+    def warnings(self, size: int, max_bad_fraction: float, patch: int) -> list[str]:
+        """What is known to be wrong with the images before they are read.
+
+        Args:
+            size: pixels that stamps are cropped to.
+            max_bad_fraction: of the images that a run puts up with.
+            patch: pixels along a patch.
+
+        Raises:
+            UserError: more images than that are too small.
+        """
+        found = []
+        for split in self.splits.values():
+            if small := split.smaller_than(size):
+                message = (
+                    f"{small} of {len(split)} images in split {self.name!r} of {split.store} are "
+                    f"smaller than data.image_size={size}"
+                )
+                if small > max_bad_fraction * len(split):
+                    raise UserError(
+                        f"{message}, more than data.max_bad_fraction={max_bad_fraction}; "
+                        f"all have {split.smallest // patch * patch} pixels"
+                    )
+                found.append(f"{message}; their slots get weight zero")
+        bands = {str(split.store): split.store.manifest.bands for split in self.splits.values()}
+        if len({tuple(names) for names in bands.values()}) > 1:
+            found.append(f"the sources' channels are different bands: {bands}")
+        return found
