@@ -33,6 +33,7 @@ class _Reading:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.readers: dict[str, Reader] = {}
+        self.ahead = 0  # position up to which shards have been asked for
 
     def __call__(self, split: str, item: tuple[int, int] | np.ndarray, slot: memoryview) -> Any:
         """Fill a slot from (start, stop) positions, or from sample numbers; returns the faults."""
@@ -42,11 +43,21 @@ class _Reading:
         reader = self.readers[split]
         rows, elements = item, None
         if isinstance(item, tuple):
+            self._read_ahead(item[0])
             rows = self.order.rows(*item)
             if self.config.data.augment == "dihedral":
                 elements = np.array([dihedral_element(self.config.seed, p) for p in range(*item)])
         slots = _slots(slot, len(rows), self.config, reader.survey.dtype)
         return reader.read(np.asarray(rows), elements, slots)
+
+    def _read_ahead(self, position: int) -> None:
+        """Ask for the shards of the next window before this one ends."""
+        survey = self.readers[TRAINING].survey
+        window = max(1, self.config.data.window * len(survey) // survey.shards)
+        if position + window // 2 > self.ahead:
+            start = max(position, self.ahead)
+            self.ahead = position + window
+            survey.read_ahead(self.order.rows(start, self.ahead))
 
     @cached_property
     def order(self) -> Order | Mixture:
@@ -115,7 +126,7 @@ class Galaxies:
         train, val = Survey(config, TRAINING), Survey(config, VALIDATION)
         for survey in (train, val):
             for split in survey.splits.values():
-                split.store.check(split.entry, slice(rank, None, ranks))
+                split.store.check(split.entry, slice(rank, None, ranks), config.data.window)
         size, bad, patch = self.grid.side, config.data.max_bad_fraction, self.grid.patch
         self.warnings = [w for survey in (train, val) for w in survey.warnings(size, bad, patch)]
         self.hash = train.hash

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from astropt_ds.data.decode import BadImageError, decode
-from astropt_ds.data.split import BadShardError, Split
+from astropt_ds.data.split import Split
 from astropt_ds.data.survey import Survey
+from astropt_ds.errors import UserError
 from astropt_ds.tokens import Grid, centre_crop
 
-MAX_OPEN_FILES = 64  # a process; a window is smaller as a rule
 HOPELESS = 32  # images of a shard that failed while none was good: the shard as a whole is bad
 PADDING = -1  # a row that stands for no image: its weight is zero and it is no fault
 
@@ -57,10 +57,12 @@ class Reader:
         survey: the opened survey.
         grid: the geometry images are cropped to and cut by.
         channels: that the model takes.
+        open_files: that are kept open; those used last.
     """
 
-    def __init__(self, survey: Survey, grid: Grid, channels: int) -> None:
+    def __init__(self, survey: Survey, grid: Grid, channels: int, open_files: int = 64) -> None:
         self.survey = survey
+        self.open_files = open_files
         self.grid = grid
         self.channels = channels
         self._buffer = np.empty(0, dtype=np.uint8)
@@ -75,7 +77,7 @@ class Reader:
             slots: where they go.
 
         Raises:
-            BadShardError: a shard that cannot be used as a whole.
+            UserError: a shard that cannot be used as a whole.
         """
         faults = []
         slots.weights[:] = 0.0
@@ -129,17 +131,20 @@ class Reader:
     def _shard(self, split: Split, number: int) -> _OpenShard:
         name = split.store.file(split.entry.shards[number].name)
         key = (name, number)
-        if key not in self._open:
-            if len(self._open) >= MAX_OPEN_FILES:  # close the one opened first
+        if key in self._open:
+            shard = self._open.pop(key)
+        else:
+            if len(self._open) >= self.open_files:
                 os.close(self._open.pop(next(iter(self._open))).descriptor)
-            self._open[key] = _OpenShard(split, name, split.open_shard(number))
-        return self._open[key]
+            shard = _OpenShard(split, name, split.open_shard(number))
+        self._open[key] = shard  # at the end: used last
+        return shard
 
     @staticmethod
     def _note(shard: _OpenShard, fault: Fault) -> None:
         shard.bad.append(fault.key)
         if not shard.good and len(shard.bad) >= HOPELESS:
-            raise BadShardError(
+            raise UserError(
                 f"{shard.name}: none of {len(shard.bad)} images could be used, the last, "
                 f"{fault.key}: {fault.reason}; tools/verify_shards.py says what is wrong"
             )

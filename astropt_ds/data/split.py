@@ -12,10 +12,6 @@ from astropt_ds.data.store import Store
 from astropt_ds.errors import UserError
 
 
-class BadShardError(UserError):
-    """A shard that cannot be used as a whole; a run that needs it stops."""
-
-
 class Split:
     """One split of a data set.
 
@@ -39,11 +35,14 @@ class Split:
             known = {n: s.samples for n, s in splits.items()}
             raise UserError(f"data.path={store}: no samples in split {name!r}; it holds {known}")
         self.entry = splits[name]
-        path = store.index(self.entry)
-        try:
-            self.index = np.load(path, mmap_mode="r")
+        path = store.file(self.entry.index)
+        descriptor = store.open_index(self.entry)
+        try:  # by its descriptor: a cached file may be gone from its folder already
+            self.index = np.load(f"/dev/fd/{descriptor}", mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: not a readable index ({error})") from None
+        finally:
+            os.close(descriptor)
         self.first = np.concatenate([[0], np.cumsum([s.samples for s in self.entry.shards])])
         if len(self.index) != self.first[-1]:
             raise UserError(
@@ -71,23 +70,23 @@ class Split:
         """A file descriptor of a shard, fetched first where it is remote.
 
         Raises:
-            BadShardError: it is missing, unreachable or of another size, or its part of the index
+            UserError: it is missing, unreachable or of another size, or its part of the index
                 is not the manifest's.
         """
         shard = self.entry.shards[number]
         rows = self.index[self.first[number] : self.first[number + 1]]
         if zlib.crc32(rows.tobytes()) != shard.index_crc32:
-            raise BadShardError(
+            raise UserError(
                 f"{self.store.file(self.entry.index)}: the rows of {shard.name} do not match "
                 f"their checksum in {MANIFEST}"
             )
         try:
-            descriptor = os.open(self.store.shard(shard), os.O_RDONLY)
+            descriptor = self.store.open_shard(shard)
         except OSError as error:
-            raise BadShardError(f"{self.store.file(shard.name)}: {error.strerror}") from None
+            raise UserError(f"{self.store.file(shard.name)}: {error.strerror}") from None
         if (size := os.fstat(descriptor).st_size) != shard.bytes:
             os.close(descriptor)
-            raise BadShardError(
+            raise UserError(
                 f"{self.store.file(shard.name)}: {size} bytes; the manifest says {shard.bytes}"
             )
         return descriptor

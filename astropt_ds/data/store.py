@@ -1,11 +1,12 @@
-"""Where the files of a data set are: a folder, or a place that is fetched from."""
+"""Where the files of a data set are: what that has to offer, and the folder of this machine."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from astropt_ds.config import DataConfig
 from astropt_ds.data.manifest import MANIFEST, Manifest, ShardEntry, SplitEntry, parse_manifest
 from astropt_ds.errors import UserError
 
@@ -18,14 +19,17 @@ class Store(Protocol):
     def file(self, name: str) -> str:
         """A file's full name, for messages."""
 
-    def index(self, split: SplitEntry) -> Path:
-        """The local path of a split's index."""
+    def open_index(self, split: SplitEntry) -> int:
+        """A descriptor of a split's index; raises UserError."""
 
-    def shard(self, shard: ShardEntry) -> Path:
-        """The local path of a shard."""
+    def open_shard(self, shard: ShardEntry) -> int:
+        """A descriptor of a shard; raises UserError or OSError."""
 
-    def check(self, split: SplitEntry, part: slice) -> None:
-        """Look for the shards of a split before a run needs them; raises UserError."""
+    def read_ahead(self, shards: Iterable[ShardEntry]) -> None:
+        """Have these shards at hand soon."""
+
+    def check(self, split: SplitEntry, part: slice, window: int) -> None:
+        """Look for a part of a split's shards before a run needs them; raises UserError."""
 
 
 class Folder:
@@ -66,7 +70,18 @@ class Folder:
         """The local path of a shard."""
         return self.shards / shard.name
 
-    def check(self, split: SplitEntry, part: slice) -> None:
+    def open_index(self, split: SplitEntry) -> int:
+        """A descriptor of a split's index."""
+        return os.open(self.index(split), os.O_RDONLY)
+
+    def open_shard(self, shard: ShardEntry) -> int:
+        """A descriptor of a shard."""
+        return os.open(self.shard(shard), os.O_RDONLY)
+
+    def read_ahead(self, shards: Iterable[ShardEntry]) -> None:
+        """Nothing to do: they are at hand."""
+
+    def check(self, split: SplitEntry, part: slice, window: int) -> None:
         """Every shard of a part of the split is there with its size, and no other one beside."""
         for shard in split.shards[part]:
             path = self.shard(shard)
@@ -89,12 +104,3 @@ class Folder:
         return sorted(
             path for folder in folders for path in folder.glob("*.tar") if path not in listed
         )
-
-
-def open_store(path: str, config: DataConfig) -> Store:
-    """The data set at a path.
-
-    Raises:
-        UserError: there is none, or it cannot be reached.
-    """
-    return Folder(Path(path))

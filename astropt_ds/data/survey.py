@@ -8,8 +8,8 @@ import numpy as np
 
 from astropt_ds.config import Config
 from astropt_ds.data.order import Mixture, Order
+from astropt_ds.data.remote import open_store
 from astropt_ds.data.split import Split
-from astropt_ds.data.store import open_store
 from astropt_ds.errors import UserError
 
 
@@ -53,6 +53,11 @@ class Survey:
         return int(self.first[-1])
 
     @property
+    def shards(self) -> int:
+        """Shards of all sources together."""
+        return sum(len(split.entry.shards) for split in self.splits.values())
+
+    @property
     def dtype(self) -> np.dtype:
         """Of the pixels."""
         return np.dtype(next(iter(self.splits.values())).store.manifest.dtype)
@@ -75,6 +80,15 @@ class Survey:
             for source, split in self.splits.items()
         ]
         return Mixture(orders, [source.weight for source in self.sources.values()], seed)
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Have the shards of these samples at hand soon; most wanted first."""
+        for first, last, split in zip(
+            self.first[:-1], self.first[1:], self.splits.values(), strict=True
+        ):
+            mine = rows[(rows >= first) & (rows < last)] - first
+            shards = np.searchsorted(split.first, mine, side="right") - 1
+            split.store.read_ahead(split.entry.shards[s] for s in dict.fromkeys(shards.tolist()))
 
     def locate(self, row: int) -> tuple[Split, int]:
         """The split that holds a sample, and its row there."""
