@@ -52,7 +52,8 @@ class Cache:
         with self._locked(path.name):
             if not self._has(path, size):
                 self._fetch(transfer, name, size, sha256, path)
-            os.utime(path)  # used last now
+            now = time.time_ns()  # the system's own stamps are milliseconds apart
+            os.utime(path, ns=(now, now))
             return os.open(path, os.O_RDONLY)
 
     def fetch_unless_busy(self, transfer: Transfer, name: str, size: int, sha256: str) -> None:

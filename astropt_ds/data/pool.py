@@ -16,7 +16,6 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -75,13 +74,11 @@ class Pool:
             far_end.close()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, whatever they are at: they hold nothing that must be saved."""
         for worker in self._workers:
-            with suppress(OSError):  # it is gone already
-                worker.connection.send(None)
-            worker.connection.close()
-        for worker in self._workers:
-            worker.process.join(timeout=10)
+            worker.process.kill()
+            worker.process.join()
+            worker.alive = False
 
     def slots(self, stream: str) -> list[memoryview]:
         """The memory of each slot of a stream."""
@@ -157,8 +154,8 @@ class Pool:
                 far_end.close()
         connection = pipes[number][1]
         try:
-            while message := connection.recv():
-                stream, slot, item = message
+            while True:
+                stream, slot, item = connection.recv()
                 reply = self._try(stream, item, self._slot(stream, slot))
                 connection.send((stream, slot, reply))
         except (EOFError, OSError):

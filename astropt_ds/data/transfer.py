@@ -7,9 +7,12 @@ that writes a file to its standard output, ``{}`` in it standing for the file's 
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,12 +96,18 @@ class _Pipe:
         command = self.command.replace("{}", shlex.quote(name))
         with path.open("wb") as output:
             process = subprocess.Popen(
-                command, shell=True, stdout=output, stderr=subprocess.PIPE, text=True
+                command,
+                shell=True,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a group of its own: it ends with all that it started
             )
             try:
                 _wait_while_growing(process, path)
             finally:
-                process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 _, errors = process.communicate()
         if process.returncode:
             last = (errors.strip().splitlines() or ["no message"])[-1]
