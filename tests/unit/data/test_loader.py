@@ -1,56 +1,16 @@
-import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from astropt_ds.config_source import load_config
-from astropt_ds.data.batch import Batch
 from astropt_ds.data.decode import decode
-from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import dihedral
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
 from astropt_ds.tokens import grid
-
-
-def galaxies(tiny, rank=0, ranks=1, **overrides):
-    changes = [f"{k.replace('__', '.')}={v}" for k, v in overrides.items()]
-    found = Galaxies(load_config("1m", [*tiny, *changes]))
-    found.open(rank, ranks)
-    return found
-
-
-def kept(batches):
-    """Copies of batches, whose memory is reused."""
-    return [
-        Batch(b.patches.clone(), b.weights.clone(), b.rows.clone(), b.faults, b.problem)
-        for b in batches
-    ]
-
-
-def steps(loader, start, stop):
-    """The micro-batches of each step, as copies."""
-    return [kept(batches) for batches in loader.steps(start, stop)]
-
-
-def global_batches(tiny, ranks, start, stop, **overrides):
-    """The rows and patches of each global batch, gathered from all ranks and sorted."""
-    gathered = [[] for _ in range(start, stop)]
-    # all before any reads: as in a run, workers start while their process has no threads
-    for loader in [galaxies(tiny, rank, ranks, **overrides) for rank in range(ranks)]:
-        for i, batches in enumerate(steps(loader, start, stop)):
-            gathered[i] += batches
-        loader.close()
-    merged = []
-    for batches in gathered:
-        rows = torch.cat([b.rows for b in batches])
-        patches = torch.cat([b.patches for b in batches])
-        order = torch.argsort(rows * 10**6 + patches.long().sum((1, 2)) % 10**6, stable=True)
-        merged.append((rows[order], patches[order]))
-    return merged
+from tests.unit.data.loading import galaxies, global_batches, kept, steps
 
 
 @pytest.mark.parametrize(
@@ -145,54 +105,6 @@ def test_validation_reads_its_set_once_in_equal_numbers_of_passes(tiny, shards, 
         assert not any(batch.faults for batch in batches)
 
 
-def damage(shards, tmp_path, row, how):
-    """A copy of the shards with one training image changed in place."""
-    copy = tmp_path / "damaged"
-    shutil.copytree(shards, copy)
-    split = Split(Folder(copy), "train")
-    shard, key = split.place(row)
-    entry = split.index[row]
-    data = bytearray((copy / shard).read_bytes())
-    offset, size = int(entry["offset"]), int(entry["size"])
-    if how == "flipped bytes":
-        for i in range(offset + size // 2, offset + size // 2 + 4):
-            data[i] ^= 0xFF
-        (copy / shard).write_bytes(data)
-    else:  # undecodable although the checksum agrees: it was so when it was indexed
-        import zlib
-
-        data[offset : offset + size] = bytes(size)
-        (copy / shard).write_bytes(data)
-        index = np.load(copy / "train.index.npy")
-        index[row]["crc32"] = zlib.crc32(bytes(size))
-        np.save(copy / "train.index.npy", index)
-        manifest, number = Folder(copy).manifest, split.shard_of(row)
-        rows = index[split.first[number] : split.first[number + 1]]
-        manifest.splits["train"].shards[number].index_crc32 = zlib.crc32(rows.tobytes())
-        manifest.save(copy)
-    return copy, shard, key
-
-
-@pytest.mark.parametrize(
-    "how, reason", [("flipped bytes", "checksum"), ("undecodable", "cannot be decoded")]
-)
-def test_a_bad_image_keeps_its_slot_with_weight_zero_and_is_named(
-    tiny, shards, tmp_path, how, reason
-):
-    copy, shard, key = damage(shards, tmp_path, 3, how)
-    bad = galaxies((*tiny, f"data.path={copy}"))
-    n = len(Split(Folder(shards), "train"))
-    good = galaxies(tiny)
-    for (a,), (b,) in zip(steps(bad, 0, n // 12), steps(good, 0, n // 12), strict=True):
-        assert torch.equal(a.rows, b.rows)
-        hit = a.rows == 3
-        assert torch.equal(a.weights, (~hit).float())
-        assert torch.equal(a.patches[~hit], b.patches[~hit])
-        assert (a.patches[hit] == 0).all()
-        assert [(f.shard, f.key) for f in a.faults] == [(shard, key)] * int(hit.sum())
-        assert all(reason in f.reason for f in a.faults)
-
-
 def test_stamps_smaller_than_declared_are_told_before_the_run_or_refused(tiny):
     with pytest.raises(UserError) as error:
         galaxies(tiny, data__image_size=80)
@@ -205,38 +117,8 @@ def test_stamps_smaller_than_declared_are_told_before_the_run_or_refused(tiny):
     assert galaxies(tiny).warnings == []
 
 
-@pytest.mark.parametrize(
-    "harm, message",
-    [
-        (lambda p: shutil.rmtree(p), "is no folder"),
-        (lambda p: (p / "manifest.json").unlink(), "no manifest.json, so no shards"),
-        (lambda p: (p / "manifest.json").write_text("{}"), "not a manifest"),
-        (lambda p: (p / "manifest.json").write_text("["), "not a manifest"),
-        (lambda p: (p / "train-000001.tar").unlink(), "train-000001.tar: missing"),
-        (lambda p: (p / "train-000001.tar").write_bytes(b"x"), "1 bytes; the manifest says"),
-        (
-            lambda p: (p / "train.index.npy").write_bytes(b"x"),
-            "not the index that the manifest describes",
-        ),
-        (lambda p: np.save(p / "train.index.npy", np.zeros(3)), "not the index that"),
-    ],
-)
-def test_damaged_data_sets_are_refused_at_the_start(tiny, shards, tmp_path, harm, message):
-    copy = tmp_path / "copy"
-    shutil.copytree(shards, copy)
-    harm(copy)
-    with pytest.raises(UserError, match=message) as error:
-        galaxies((*tiny, f"data.path={copy}"))
-    assert "\n" not in str(error.value)
-
-
 def test_data_of_other_channels_and_an_unnamed_path_are_refused(tiny):
     with pytest.raises(UserError, match="3 channels .R, G, B.; model.modalities.images.channels=4"):
         galaxies(tiny, model__modalities__images__channels=4)
     with pytest.raises(UserError, match="data.path is missing"):
         galaxies(tiny, data__path="")
-
-
-def test_the_hash_changes_with_the_data(tiny, shards, tmp_path):
-    copy, *_ = damage(shards, tmp_path, 0, "undecodable")
-    assert galaxies((*tiny, f"data.path={copy}")).hash != galaxies(tiny).hash

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astropt_ds.data.order import Order, dihedral_element, keyed_permutation
+from astropt_ds.data.order import BLOCK, Mixture, Order, dihedral_element, keyed_permutation
 
 shards = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 
@@ -66,6 +66,45 @@ def test_all_eight_symmetries_occur_alike_often():
     assert len(counts) == 8 and counts.min() > 400
 
 
+weights = st.lists(st.floats(0.01, 100), min_size=1, max_size=4)
+
+
+def mixture(weights, samples=(90, 7, 400, 1)):
+    orders = [Order([n], f"0/{i}", 2) for i, n in enumerate(samples[: len(weights)])]
+    return Mixture(orders, weights, seed=0)
+
+
+@given(weights, st.integers(0, 3 * BLOCK), st.integers(0, 200))
+def test_a_mixture_is_the_sources_own_orders_interleaved(weights, start, length):
+    mixed = mixture(weights)
+    rows = mixed.rows(start, start + length)
+    source = np.searchsorted(mixed.first, rows, side="right") - 1
+    before, after = mixed.drawn(start), mixed.drawn(start + length)
+    for number, order in enumerate(mixed.orders):
+        expected = order.rows(before[number], after[number]) + mixed.first[number]
+        assert rows[source == number].tolist() == expected.tolist()
+
+
+@given(weights)
+def test_every_block_holds_each_source_by_its_weight(weights):
+    drawn = np.array([mixture(weights).drawn(n * BLOCK) for n in range(4)])
+    shares = np.diff(drawn, axis=0)
+    assert (shares == shares[0]).all() and (shares.sum(axis=1) == BLOCK).all()
+    assert shares.min() >= 1
+    wanted = np.array(weights) / sum(weights)
+    assert np.abs(shares[0] / BLOCK - wanted).max() <= 4 / BLOCK
+
+
+def test_a_mixture_of_one_is_its_order():
+    order = Order([5, 9], 3, 2)
+    assert (Mixture([order], [7.0], 3).rows(0, 5000) == order.rows(0, 5000)).all()
+
+
+def test_the_mixture_of_a_released_version_stays():
+    assert mixture([3, 1]).rows(0, 12).tolist() == PINNED_MIXTURE
+
+
 PINNED_PERMUTATION = [6, 3, 1, 5, 0, 4, 7, 2]
 PINNED_ROWS = [7, 8, 1, 4, 0, 6, 5, 2, 3, 6, 2, 1]
 PINNED_ELEMENTS = [3, 7, 3, 6, 0, 0, 3, 3]
+PINNED_MIXTURE = [92, 41, 15, 31, 70, 27, 89, 87, 95, 73, 56, 37]

@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+
+from astropt_ds.data.ingest import Job, make_shards
+from tests.conftest import write_images
+
+
+@pytest.fixture(scope="session")
+def second(tmp_path_factory) -> Path:
+    """Another survey, of 40 images."""
+    folder = tmp_path_factory.mktemp("second")
+    catalogue = write_images(folder, 40)
+    job = Job(
+        images=folder,
+        catalogue=catalogue,
+        output=folder / "shards",
+        samples_per_shard=9,
+        val_fraction=0.3,
+        test_fraction=0,
+    )
+    make_shards(job)
+    return job.output
