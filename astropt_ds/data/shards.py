@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import webdataset
 
 from astropt_ds.data.manifest import ShardEntry, SplitEntry, index_dtype
+from astropt_ds.data.tars import members
 from astropt_ds.files import sha256_file
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "npy")
@@ -100,10 +100,5 @@ def _smallest(rows: np.ndarray) -> int:
 
 def _image_places(path: Path) -> list[tuple[str, int, int]]:
     """(key, offset, size) of each image's bytes in a tar file, in the order of the file."""
-    places = []
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            if suffix in IMAGE_SUFFIXES:
-                places.append((key, member.offset_data, member.size))
-    return places
+    with path.open("rb") as file:
+        return [(m.key, m.offset, m.size) for m in members(file) if m.suffix in IMAGE_SUFFIXES]

@@ -1,0 +1,357 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from astropt_ds.data.decode import encode_fluxes
+from astropt_ds.data.manifest import MANIFEST, Manifest, parse_manifest
+from astropt_ds.data.shard_check import ShardTask, chosen
+from astropt_ds.data.shards import Sample, Shard, write_index, write_shard
+from astropt_ds.data.verify import verify
+from astropt_ds.errors import UserError
+from tests.conftest import REPOSITORY
+
+SHARD = "train-000001.tar"  # of 20 samples, in mid-split
+
+
+@pytest.fixture
+def data(shards, tmp_path):
+    """A copy of the shards, to be damaged."""
+    shutil.copytree(shards, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def faults(folder, **options):
+    """[(file name, key, reason)] of a check."""
+    return [(os.path.basename(f.file), f.key, f.reason) for f in verify(folder, **options).faults]
+
+
+def manifest_of(folder) -> Manifest:
+    return parse_manifest((folder / MANIFEST).read_bytes(), "manifest")
+
+
+def members(folder, shard=SHARD):
+    with tarfile.open(folder / shard) as tar:
+        return tar.getmembers()
+
+
+def change(path, offset, data):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def flip(path, offset):
+    change(path, offset, bytes([path.read_bytes()[offset] ^ 0x10]))
+
+
+def seal(folder, shard=SHARD, **columns):
+    """Make index and manifest agree with a shard as it is now: as if it had been written so."""
+    manifest = manifest_of(folder)
+    entry = manifest.splits["train"]
+    index = np.load(folder / entry.index)
+    first, parts = 0, []
+    for known in entry.shards:
+        rows = index[first : first + known.samples]
+        first += known.samples
+        data = (folder / known.name).read_bytes()
+        for row in rows if known.name == shard else ():
+            row["crc32"] = zlib.crc32(data[row["offset"] : row["offset"] + row["size"]])
+            for name, value in columns.items():
+                row[name] = value
+        parts.append(Shard(known.name, len(data), hashlib.sha256(data).hexdigest(), rows))
+    splits = {**manifest.splits, "train": write_index(folder, "train", parts)}
+    manifest.model_copy(update={"splits": splits}).save(folder)
+
+
+def test_sound_shards_have_no_fault_and_are_read_once(data):
+    report = verify(data, decode=True)
+    manifest = manifest_of(data)
+    size = sum(path.stat().st_size for path in data.glob("*.tar"))
+    assert report.faults == []
+    assert report.samples == report.listed == 150
+    assert report.shards == sum(len(entry.shards) for entry in manifest.splits.values())
+    assert report.splits == ("train", "val", "test")
+    again = 4 * 512 * report.samples + 2 * tarfile.RECORDSIZE * report.shards
+    assert size <= report.bytes_read <= size + again  # headers and the archive's end
+
+
+def test_a_missing_shard_is_named(data):
+    (data / SHARD).unlink()
+    assert faults(data) == [(SHARD, None, "missing; the manifest lists it")]
+
+
+def test_a_shard_that_the_manifest_does_not_list_is_named(data):
+    shutil.copy(data / SHARD, data / "train-000099.tar")
+    assert faults(data) == [("train-000099.tar", None, "is not in the manifest")]
+
+
+def test_a_flipped_byte_is_told_by_its_key(data):
+    image = members(data)[6]
+    flip(data / SHARD, image.offset_data + image.size // 2)
+    key = image.name.partition(".")[0]
+    assert faults(data) == [
+        (SHARD, key, "its bytes do not match their crc32 in the index"),
+        (SHARD, None, "its sha256 is not the manifest's; 1 of 20 images differ"),
+    ]
+
+
+def test_damage_in_labels_is_told_from_damage_in_images(data):
+    labels = members(data)[7]
+    assert labels.name.endswith(".json")
+    flip(data / SHARD, labels.offset_data + 3)
+    where = "all images match their crc32: the damage lies in labels or headers"
+    assert faults(data) == [(SHARD, None, f"its sha256 is not the manifest's; {where}")]
+
+
+@pytest.mark.parametrize("number", [0, 12, 39])  # an image's header, and the last labels' one
+@pytest.mark.parametrize("fraction", [1, 0.999])
+def test_a_damaged_header_is_told_where_tar_readers_stop_in_silence(data, number, fraction):
+    all_members = members(data)
+    member = all_members[number]
+    flip(data / SHARD, member.offset + 5)
+    if number:  # this is why: no error, and the rest is lost
+        assert len(members(data)) == number
+    key, _, suffix = member.name.partition(".")
+    found = faults(data, fraction=fraction)
+    stop = f"damaged tar header at byte {member.offset}"
+    if number == 0:
+        stop = "no tar header (bad checksum) at byte 0"
+    after = f", after the image of {key}" if suffix == "json" else ""
+    expected = (SHARD, None if after else key, f"{stop}{after}: plain tar readers stop there")
+    assert found[0] == expected
+    assert all("sha256" in reason for _, _, reason in found[1:])
+    assert len(found) == (2 if fraction == 1 else 1)
+
+
+def test_a_header_of_zeros_is_no_end_of_the_archive(data):
+    member = members(data)[10]
+    change(data / SHARD, member.offset, bytes(512))
+    key = member.name.partition(".")[0]
+    stop = f"zeros in place of a tar header at byte {member.offset}: plain tar readers stop there"
+    assert faults(data)[0] == (SHARD, key, stop)
+
+
+def test_several_damaged_headers_are_all_told(data):
+    hit = [members(data)[number] for number in (4, 20, 32)]
+    for member in hit:
+        flip(data / SHARD, member.offset + 5)
+    keys = [key for _, key, reason in faults(data) if "damaged tar header" in reason]
+    assert keys == [member.name.partition(".")[0] for member in hit]
+
+
+def test_a_header_that_names_another_sample_is_told(data):
+    member = members(data)[8]
+    key = member.name.partition(".")[0]
+    member.name = "stranger.jpg"
+    change(data / SHARD, member.offset, member.tobuf(tarfile.GNU_FORMAT))
+    reason = f"its tar header says stranger, {member.size} bytes; not {member.size}"
+    assert (SHARD, key, reason) in faults(data)
+
+
+@pytest.mark.parametrize(
+    "cut, expected",
+    [
+        (lambda m: m[12].offset_data + 100, "truncated: 14 of 20 samples are lost, from {12} on"),
+        (lambda m: m[12].offset, "truncated: 14 of 20 samples are lost, from {12} on"),
+        (lambda m: m[39].offset_data + 5, "cut off or damaged (unexpected end of data) at byte"),
+        (lambda m: m[39].offset_data + 512, "cut off at byte"),
+        (lambda m: m[39].offset_data + 1024, "cut off at byte"),
+        (lambda m: 0, "truncated: 20 of 20 samples are lost, from {0} on"),
+    ],
+    ids=["in an image", "between samples", "in labels", "no end", "half an end", "empty"],
+)
+@pytest.mark.parametrize("fraction", [1, 0.1])
+def test_a_truncated_shard_is_told_with_what_is_lost(data, cut, expected, fraction):
+    found = members(data)
+    keys = {f"{{{i}}}": member.name.partition(".")[0] for i, member in enumerate(found)}
+    for placeholder, key in keys.items():
+        expected = expected.replace(placeholder, key)
+    size = (data / SHARD).stat().st_size
+    os.truncate(data / SHARD, cut(found))
+    first, second = faults(data, fraction=fraction)
+    assert first == (SHARD, None, f"{cut(found)} bytes; the manifest says {size}")
+    assert second[:2] == (SHARD, None) and second[2].startswith(expected)
+
+
+def test_surplus_bytes_are_told(data):
+    size = (data / SHARD).stat().st_size
+    with (data / SHARD).open("ab") as file:
+        file.write(bytes(512))
+    assert faults(data) == [(SHARD, None, f"{size + 512} bytes; the manifest says {size}")]
+
+
+def test_a_missing_index_is_told_and_the_shards_are_still_checked(data):
+    (data / "train.index.npy").unlink()
+    flip(data / SHARD, members(data)[6].offset_data)
+    assert faults(data) == [
+        ("train.index.npy", None, "missing; the manifest lists it"),
+        (SHARD, None, "its sha256 is not the manifest's; which samples, only a sound index tells"),
+    ]
+
+
+def test_a_damaged_index_is_told_with_the_shards_it_fails_for(data):
+    path = data / "train.index.npy"
+    flip(path, path.stat().st_size - 1)
+    last = manifest_of(data).splits["train"].shards[-1].name
+    assert faults(data) == [
+        (path.name, None, "its sha256 is not the manifest's"),
+        (path.name, None, f"the rows of {last} do not match their checksum in manifest.json"),
+    ]
+
+
+def test_an_index_of_another_size_or_kind_is_told(data):
+    path = data / "train.index.npy"
+    size = path.stat().st_size
+    rows = np.load(path)
+    np.save(path, rows[:-1])
+    assert faults(data) == [
+        (path.name, None, f"{path.stat().st_size} bytes; the manifest says {size}"),
+        (path.name, None, f"{len(rows) - 1} rows; the manifest's shards have {len(rows)} samples"),
+    ]
+    np.save(path, np.zeros(len(rows)))
+    assert "not an index: its columns are None" in faults(data)[1][2]
+    path.write_bytes(b"\x93NUMPY nonsense")
+    assert "not a readable index" in faults(data)[1][2]
+
+
+def test_counts_that_disagree_are_told(data):
+    manifest = json.loads((data / MANIFEST).read_text())
+    manifest["splits"]["train"]["samples"] += 1
+    (data / MANIFEST).write_text(json.dumps(manifest))
+    total = manifest["splits"]["train"]["samples"]
+    reason = f"split 'train' has {total} samples; its shards add up to {total - 1}"
+    assert faults(data) == [(MANIFEST, None, reason)]
+
+
+def test_a_key_that_is_there_twice_is_told(data):
+    samples = [Sample("twice", "jpg", bytes([i]), {}, 8, 8) for i in range(3)]
+    more = [write_shard(data / f"val-9{i}.tar", [samples[i]]) for i in range(3)]
+    manifest = manifest_of(data)
+    for entry in manifest.splits["val"].shards:
+        (data / entry.name).unlink()
+    splits = {**manifest.splits, "val": write_index(data, "val", more)}
+    manifest.model_copy(update={"splits": splits}).save(data)
+    assert faults(data) == [("val.index.npy", "twice", "names 3 samples of split 'val'")]
+
+
+def test_a_sample_without_labels_is_told_where_others_have_some(data):
+    """Renamed, so that the tar file itself is sound."""
+    labels = members(data)[7]
+    key = labels.name.partition(".")[0]
+    labels.name = f"{key}.text"
+    change(data / SHARD, labels.offset, labels.tobuf(tarfile.GNU_FORMAT))
+    seal(data)
+    for fraction in (1, 0.999):
+        assert faults(data, fraction=fraction) == [(SHARD, key, "has no .json")]
+
+
+def test_images_that_are_not_as_declared_are_told_when_decoded(data):
+    image = members(data)[6]
+    key = image.name.partition(".")[0]
+    change(data / SHARD, image.offset_data, b"no image at all")
+    seal(data)
+    assert faults(data) == []
+    reason = "cannot be decoded (no image format that Pillow knows)"
+    assert faults(data, decode=True) == [(SHARD, key, reason)]
+    assert faults(data, decode=True, split="val") == []
+
+
+def test_another_size_dtype_or_channel_count_is_told_when_decoded(data):
+    image = members(data)[6]
+    key = image.name.partition(".")[0]
+    fluxes = encode_fluxes(np.zeros((4, 8, 1), np.float32))
+    change(data / SHARD, image.offset_data, fluxes)
+    seal(data)
+    assert image.size > len(fluxes)
+    declared = "declared is 64 x 64 pixels of 3 channels, uint8"
+    reason = f"is 8 x 4 pixels of 1 channels, float32; {declared}"
+    assert faults(data, decode=True) == [(SHARD, key, reason)]
+
+
+def task(folder, fraction, seed=0):
+    entry = manifest_of(folder).splits["train"].shards[1]
+    index = folder / "train.index.npy"
+    return ShardTask(folder / SHARD, entry, index, 20, fraction, seed, None)
+
+
+def test_a_share_reads_only_that_share(data):
+    taken = chosen(task(data, 0.1))
+    assert len(taken) == 2
+    all_images = [member for member in members(data) if member.name.endswith(".jpg")]
+    for number in set(range(20)) - set(taken.tolist()):
+        flip(data / SHARD, all_images[number].offset_data + 9)
+    report = verify(data, fraction=0.1)
+    assert report.faults == []
+    assert report.samples < 0.2 * report.listed
+    assert report.bytes_read < 0.3 * verify(data).bytes_read
+    flip(data / SHARD, all_images[taken[0]].offset_data + 9)
+    assert [reason for _, _, reason in faults(data, fraction=0.1)] == [
+        "its bytes do not match their crc32 in the index"
+    ]
+
+
+def test_the_smallest_share_has_a_sample_of_each_shard(data):
+    report = verify(data, fraction=1e-9)
+    assert report.samples == report.shards
+
+
+def test_the_choice_depends_on_the_seed_alone(data):
+    few, many = chosen(task(data, 0.3)), chosen(task(data, 0.6))
+    assert set(few.tolist()) <= set(many.tolist()) and len(set(many.tolist())) == 12
+    moved = replace(task(data, 0.3), path=data / "elsewhere.tar", first=0)
+    assert np.array_equal(few, chosen(moved))
+    assert not np.array_equal(few, chosen(task(data, 0.3, seed=1)))
+
+
+def test_several_processes_find_what_one_does(data):
+    for number, shard in enumerate(sorted(data.glob("*.tar"))):
+        flip(shard, members(data, shard.name)[0].offset_data + 20 + number)
+    assert verify(data, processes=2) == verify(data)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"fraction": 0}, "--fraction 0: above 0, and 1 at most, would be right"),
+        ({"fraction": 1.5}, "--fraction 1.5: above 0"),
+        ({"split": "dev"}, "--split dev: .* holds train, val, test"),
+        ({"processes": 0}, "--processes 0: 1 or more would be right"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(data, options, message):
+    with pytest.raises(UserError, match=message):
+        verify(data, **options)
+
+
+def test_the_command_line_tells_sound_from_damaged_from_no_data_set(data, tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, REPOSITORY / "tools/verify_shards.py", "--processes", "1", *arguments],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
+        )
+
+    sound = run(data, "--fraction", "0.5", "--seed", "3")
+    assert sound.returncode == 0 and len(sound.stdout.splitlines()) == 1
+    assert sound.stdout.startswith(f"{data}: no faults; checked ")
+    (data / SHARD).unlink()
+    damaged = run(data)
+    assert damaged.returncode == 1
+    first, last = damaged.stdout.splitlines()
+    assert first == f"{data / SHARD}: missing; the manifest lists it"
+    assert last.startswith(f"{data}: 1 faults; checked 130 of 150 samples")
+    nothing = run(tmp_path)
+    assert nothing.returncode == 2
+    assert nothing.stderr.count("\n") == 1 and f"{tmp_path}: no manifest.json" in nothing.stderr
+    mixed = run(data, "--val", "*")
+    assert mixed.returncode == 2 and mixed.stderr == "error: --val: goes with --index\n"
