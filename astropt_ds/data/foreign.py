@@ -172,28 +172,22 @@ def _of_kind(shard: Scanned, kind: Kind, rejected: list[Rejected]) -> Shard:
 
 
 def _without_repeats(shards: list[Shard], rejected: list[Rejected]) -> list[Shard]:
-    """The shards of a split with each key once; an image that is there again is rejected.
+    """The shards of a split without what is in it already: the same image under the same key.
 
-    Raises:
-        UserError: a key names different images.
+    A key may name other images in other shards: some sets are numbered anew in each.
     """
     if not shards:
         return shards
     widest = max(shard.rows["key"].dtype.itemsize for shard in shards)
     rows = np.concatenate([shard.rows.astype(index_dtype(widest)) for shard in shards])
     ends = np.cumsum([len(shard.rows) for shard in shards])
-    _, first, number = np.unique(rows["key"], return_index=True, return_inverse=True)
-    original = first[number]  # the row at which each row's key is met first
+    same = ["key", "size", "crc32"]
+    _, first, number = np.unique(rows[same], return_index=True, return_inverse=True)
+    original = first[number]  # the row at which each row's image is met first
     kept = original == np.arange(len(rows))
     for row, other in zip(np.flatnonzero(~kept), original[~kept], strict=True):
         here, there = (shards[int(np.searchsorted(ends, r, "right"))].name for r in (row, other))
-        key = _text(rows[row]["key"])
-        if rows[["size", "crc32"]][row] != rows[["size", "crc32"]][other]:
-            raise UserError(
-                f"{here}: key {key} names another image in {there}; "
-                "a key of its own for each image of a split would be right"
-            )
-        rejected.append(Rejected(key, here, f"is in {there} already"))
+        rejected.append(Rejected(_text(rows[row]["key"]), here, f"is in {there} already"))
     parts = np.split(kept, ends[:-1])
     return [replace(s, rows=s.rows[part]) for s, part in zip(shards, parts, strict=True)]
 

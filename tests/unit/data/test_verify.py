@@ -232,15 +232,18 @@ def test_counts_that_disagree_are_told(data):
     assert faults(data) == [(MANIFEST, None, reason)]
 
 
-def test_a_key_that_is_there_twice_is_told(data):
-    samples = [Sample("twice", "jpg", bytes([i]), {}, 8, 8) for i in range(3)]
+def test_an_image_that_is_there_twice_is_told_and_one_key_for_two_images_is_not(data):
+    images = (b"same", b"same", b"other")
+    samples = [Sample("twice", "jpg", image, {}, 8, 8) for image in images]
     more = [write_shard(data / f"val-9{i}.tar", [samples[i]]) for i in range(3)]
     manifest = manifest_of(data)
     for entry in manifest.splits["val"].shards:
         (data / entry.name).unlink()
     splits = {**manifest.splits, "val": write_index(data, "val", more)}
     manifest.model_copy(update={"splits": splits}).save(data)
-    assert faults(data) == [("val.index.npy", "twice", "names 3 samples of split 'val'")]
+    assert faults(data) == [
+        ("val.index.npy", "twice", "is in split 'val' 2 times with the same bytes")
+    ]
 
 
 def test_a_sample_without_labels_is_told_where_others_have_some(data):
