@@ -118,9 +118,18 @@ Launch = Callable[..., subprocess.CompletedProcess]
 
 @pytest.fixture(scope="session")
 def launch() -> Launch:
-    """Run a module or script on several ranks: ``launch(2, "-m", "astropt_ds.train", ...)``."""
+    """Run a module or script on several ranks: ``launch(2, "-m", "astropt_ds.train", ...)``.
 
-    def run(ranks: int, *command: str, launcher: str = "torchrun", timeout: float = 300):
+    ``meanwhile`` is called while it runs, for what happens to it from outside.
+    """
+
+    def run(
+        ranks: int,
+        *command: str,
+        launcher: str = "torchrun",
+        timeout: float = 300,
+        meanwhile: Callable[[], None] = lambda: None,
+    ):
         port = str(free_port())
         prefix = {
             "torchrun": [
@@ -143,13 +152,20 @@ def launch() -> Launch:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(REPOSITORY),
         }
-        return subprocess.run(
+        with subprocess.Popen(
             [*prefix, *arguments],
             env=environment,
             cwd=REPOSITORY,
-            timeout=timeout,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                meanwhile()
+                output, errors = process.communicate(timeout=timeout)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run

@@ -79,7 +79,8 @@ class Cache:
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(2 ** (attempt - 1))
-            self._make_room(partial, size)
+            while not self._make_room(partial, size):
+                time.sleep(0.1)  # until what others are fetching is complete, and may be dropped
             try:
                 transfer.fetch(name, partial)
                 if (got := partial.stat().st_size) != size:
@@ -96,8 +97,16 @@ class Cache:
             f"{transfer.full(name)}: cannot be fetched, tried {self.retries + 1} times ({problem})"
         )
 
-    def _make_room(self, partial: Path, size: int) -> None:
-        """Reserve a file's place by an empty one of its size, dropping what was used least."""
+    def _make_room(self, partial: Path, size: int) -> bool:
+        """Reserve a file's place by an empty one of its size, dropping what was used least.
+
+        Returns whether there was room; what is being fetched stays.
+        """
+        if size > self.limit:
+            raise UserError(
+                f"data.cache_gb={self.limit / 1e9:g}: {partial.name.removesuffix(PARTIAL)} alone "
+                f"has {size / 1e9:g}"
+            )
         with self._locked("folder"):
             files = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
             total = sum(facts.st_size for _, facts in files)
@@ -108,12 +117,10 @@ class Cache:
                     total -= path.stat().st_size
                     path.unlink()
             if total + size > self.limit:
-                raise UserError(
-                    f"data.cache_gb={self.limit / 1e9:g}: no room for {size / 1e9:g} GB more in "
-                    f"{self.folder} beside what is being fetched; a larger value would be right"
-                )
+                return False
             with partial.open("wb") as file:
                 file.truncate(size)
+            return True
 
     def _abandoned(self, partial: Path) -> bool:
         """Whether whoever was fetching a file has died."""

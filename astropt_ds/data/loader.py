@@ -38,8 +38,11 @@ class _Reading:
     def __call__(self, split: str, item: tuple[int, int] | np.ndarray, slot: memoryview) -> Any:
         """Fill a slot from (start, stop) positions, or from sample numbers; returns the faults."""
         if split not in self.readers:
+            survey = Survey(self.config, split)
             channels = self.config.model.images.channels
-            self.readers[split] = Reader(Survey(self.config, split), _grid(self.config), channels)
+            # a batch may straddle two windows of each source
+            files = 2 * self.config.data.window * len(survey.splits)
+            self.readers[split] = Reader(survey, _grid(self.config), channels, files)
         reader = self.readers[split]
         rows, elements = item, None
         if isinstance(item, tuple):

@@ -60,7 +60,7 @@ class Reader:
         open_files: that are kept open; those used last.
     """
 
-    def __init__(self, survey: Survey, grid: Grid, channels: int, open_files: int = 64) -> None:
+    def __init__(self, survey: Survey, grid: Grid, channels: int, open_files: int) -> None:
         self.survey = survey
         self.open_files = open_files
         self.grid = grid
