@@ -19,15 +19,28 @@ def reconstruction_picture(patches: Tensor, predictions: Tensor, grid: Grid) -> 
     patch it stands for. The first patch has no prediction and is shown as it is.
 
     Args:
-        patches: (galaxies, tokens, values) uint8.
+        patches: (galaxies, tokens, values) uint8, or fp32 fluxes, which are shown between their
+            own 1st and 99.5th percentile.
         predictions: (galaxies, tokens - 1, values), standardised.
         grid: the images' geometry.
     """
-    shown = destandardise(predictions, patches[:, 1:]).clamp(0, 255).round()
-    predicted = torch.cat([patches[:, :1], shown.to(torch.uint8)], dim=1)
-    rows = [_strip(grid.to_images(part).numpy()) for part in (patches, predicted)]
+    predicted = torch.cat([patches[:, :1], destandardise(predictions, patches[:, 1:])], dim=1)
+    low, high = _range(patches)
+    rows = []
+    for part in (patches, predicted):
+        levels = ((part - low) / (high - low)).clamp(0, 1) * 255
+        rows.append(_strip(grid.to_images(levels.round().to(torch.uint8)).numpy()))
     gap = np.full((GAP, rows[0].shape[1], 3), 255, dtype=np.uint8)
     return Image.fromarray(np.concatenate([rows[0], gap, rows[1]]))
+
+
+def _range(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """The values shown in black and in white, each (galaxies, 1, 1)."""
+    if patches.dtype == torch.uint8:
+        return torch.zeros(1), torch.full((1,), 255.0)
+    values = patches.flatten(1)
+    low, high = (values.quantile(q, dim=1)[:, None, None] for q in (0.01, 0.995))
+    return low, torch.maximum(high, low + torch.finfo(torch.float32).tiny)
 
 
 def _strip(images: np.ndarray) -> np.ndarray:

@@ -82,6 +82,19 @@ def test_a_perfect_prediction_looks_like_the_galaxy(orientation):
         assert np.abs(pixels[68:, left : left + 64] - image).max() <= 1
 
 
+def test_fluxes_of_any_scale_are_shown_from_black_to_white():
+    g = grid(64, 16, "rows")
+    image = blob(0).astype(np.float32)
+    patches = torch.from_numpy(np.stack([g.to_patches(image * scale) for scale in (1e-4, 1e3)]))
+    picture = reconstruction_picture(patches, standardise(patches)[:, 1:], g)
+    pixels = np.asarray(picture).astype(int)
+    first, second = pixels[:, :64], pixels[:, 68:]
+    assert np.abs(first - second).max() <= 1
+    assert np.abs(first[:64] - first[68:]).max() <= 1
+    assert first.min() == 0 and first.max() == 255
+    assert np.corrcoef(first[:64].ravel(), image.ravel())[0, 1] > 0.99
+
+
 def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
