@@ -98,6 +98,7 @@ class Galaxies:
         hash: of the data, which a resumed run must find unchanged.
         warnings: what is known to be wrong with the data before the run starts.
         grid: the geometry of the images.
+        steps_an_epoch: whole global batches in the training split.
         validation_images: in the fixed validation set.
         waited: seconds spent waiting for training batches.
     """
@@ -135,6 +136,7 @@ class Galaxies:
         self.hash = train.hash
         self._order = train.order(config.seed, config.data.window)
         self._sources = list(train.splits)
+        self.steps_an_epoch = len(train) // config.batch.global_images
         self._dtype = train.dtype
         self._validation = val.head(config.eval.images)
         self.validation_images = len(self._validation)

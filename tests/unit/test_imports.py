@@ -17,7 +17,7 @@ FLOORS = (
     ("data",),
     ("ingest",),
     ("training",),
-    ("train",),
+    ("train", "benchmark"),
 )
 
 

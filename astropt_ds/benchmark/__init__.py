@@ -1,0 +1,1 @@
+"""Measured claims: ratios between ways of doing the same work, side by side in one run."""

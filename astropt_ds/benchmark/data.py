@@ -1,0 +1,165 @@
+"""The way of the data, measured: into shards, verified, and to uint8 tokens ready for a device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import simplejpeg
+
+from astropt_ds.benchmark.measure import Work, in_turns, ratio
+from astropt_ds.benchmark.reference import reference_dataset
+from astropt_ds.config import Config
+from astropt_ds.config_source import load_config
+from astropt_ds.data.loader import Galaxies
+from astropt_ds.data.verify import verify
+from astropt_ds.errors import UserError
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
+
+SIDE = 512  # pixels of the stamps measured
+MICRO = 16
+BARE, ONE, TWO = "bare simplejpeg", "loader, no worker", "loader, 2 workers"
+MAKE, VERIFY, REFERENCE = "make_shards", "verify_shards", "astropt 2.0.9"
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """JPEG files of one size to measure with."""
+
+    name: str
+    files: list[Path]
+
+
+def measure_data(stamps: Stamps, rounds: int, against: bool, scratch: Path) -> dict[str, Any]:
+    """CPU milliseconds an image of every part, and the ratios that are claimed.
+
+    Args:
+        stamps: the images; they are read from the page cache.
+        rounds: in which all parts take turns.
+        against: measure AstroPT's own image path, too.
+        scratch: an empty folder.
+    """
+    images = scratch / "images"
+    images.mkdir()
+    files = [images / f"{i:06d}.jpg" for i in range(len(stamps.files))]
+    for source, file in zip(stamps.files, files, strict=True):
+        shutil.copy(source, file)
+    job = Job(images=images, output=scratch / "shards", val_fraction=0.1, test_fraction=0)
+    make_shards(job)
+    with _loader(scratch, 0) as one, _loader(scratch, 2) as two:
+        works = {
+            BARE: _decode([file.read_bytes() for file in files]),
+            ONE: _epoch(one),
+            TWO: _epoch(two),
+            MAKE: _make(images, scratch),
+            VERIFY: lambda: verify(scratch / "shards").samples,
+        }
+        if against:
+            dataset = reference_dataset(files, scratch)
+            works[REFERENCE] = lambda: sum(1 for i in range(len(files)) if dataset[i])
+        workers = [process for process in psutil.Process().children() if process.is_running()]
+        found = in_turns(works, rounds, {TWO: workers})
+        memory = [process.memory_full_info().uss for process in workers]
+    result: dict[str, Any] = {
+        "images": len(files),
+        "bytes_an_image": round(sum(file.stat().st_size for file in files) / len(files)),
+        "cpu_ms_an_image": {name: 1e3 * median(times) for name, times in found.items()},
+        "images_a_cpu_second": {name: 1 / median(times) for name, times in found.items()},
+        "loader_over_bare_decode": ratio(found, ONE, BARE),
+        "two_workers_over_bare_decode": ratio(found, TWO, BARE),
+        "worker_memory_mb": max(memory) / 1e6,
+    }
+    if against:
+        result["reference_over_loader"] = ratio(found, REFERENCE, ONE)
+        result["reference_over_two_workers"] = ratio(found, REFERENCE, TWO)
+    return result
+
+
+def real_stamps(folder: Path) -> Stamps:
+    """The 512-pixel JPEG stamps below a folder.
+
+    Raises:
+        UserError: there are fewer than a batch.
+    """
+    files = [path for path in sorted(folder.rglob("*.jp*g")) if _is_stamp(path.read_bytes())]
+    if len(files) < 2 * MICRO:
+        raise UserError(f"--images {folder}: {len(files)} JPEG images of {SIDE} pixels; too few")
+    return Stamps(folder.name, files)
+
+
+def simulated_stamps(count: int, folder: Path) -> Stamps:
+    """Simulated stamps of 512 pixels at JPEG quality 90."""
+    from astropt_ds.data.simulate import simulate_survey
+
+    processes = len(os.sched_getaffinity(0))
+    survey = simulate_survey(folder / "simulated", count, SIDE, seed=0, processes=processes)
+    return Stamps("simulated, quality 90", sorted((survey / "images").glob("*.jpg")))
+
+
+def _is_stamp(data: bytes) -> bool:
+    try:
+        return simplejpeg.decode_jpeg_header(data)[:3] == (SIDE, SIDE, "YCbCr")
+    except ValueError:
+        return False
+
+
+def _config(shards: Path, workers: int) -> Config:
+    overrides = (f"data.path={shards}", f"data.workers={workers}", f"data.image_size={SIDE}")
+    return load_config("1m", [*overrides, f"batch.global_images={MICRO}", f"batch.micro={MICRO}"])
+
+
+@contextmanager
+def _loader(scratch: Path, workers: int) -> Iterator[Galaxies]:
+    galaxies = Galaxies(_config(scratch / "shards", workers))
+    galaxies.open(0, 1)
+    try:
+        yield galaxies
+    finally:
+        galaxies.close()
+
+
+def _epoch(galaxies: Galaxies) -> Work:
+    """Read an epoch, each one where the last ended."""
+    step = 0
+
+    def work() -> int:
+        nonlocal step
+        count = 0
+        for batches in galaxies.steps(step, step + galaxies.steps_an_epoch):
+            for batch in batches:
+                assert batch.problem is None and not batch.faults
+                count += len(batch.rows)
+        step += galaxies.steps_an_epoch
+        return count
+
+    return work
+
+
+def _decode(blobs: list[bytes]) -> Work:
+    def work() -> int:
+        for blob in blobs:
+            simplejpeg.decode_jpeg(blob, colorspace="RGB")
+        return len(blobs)
+
+    return work
+
+
+def _make(images: Path, scratch: Path) -> Work:
+    def work() -> int:
+        output = scratch / "again"
+        report = make_shards(Job(images=images, output=output, processes=1))
+        shutil.rmtree(output)
+        return sum(report.samples.values())
+
+    return work

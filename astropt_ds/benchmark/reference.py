@@ -1,0 +1,67 @@
+"""The image path of AstroPT's own package, PyPI's astropt 2.0.9, from a file to spiral tokens."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from astropt_ds.errors import UserError
+
+VERSION = "2.0.9"
+
+
+def reference_dataset(files: list[Path], folder: Path) -> Any:
+    """A dataset whose item i is file i as standardised patches in spiral order.
+
+    The package asks torchvision for one function, which reads a JPEG; it gets Pillow's, as it does
+    where it streams its data set from the hub. All else is its own code; the standardisation is
+    that of its training script: (x - mean) / (std + 1e-8), in fp16.
+
+    Args:
+        files: JPEG images.
+        folder: for the list of files that the package reads.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if "torchvision" not in sys.modules:
+        io = types.ModuleType("torchvision.io")
+        io.read_image = _read_image  # type: ignore[attr-defined]
+        torchvision = types.ModuleType("torchvision")
+        torchvision.io = io  # type: ignore[attr-defined]
+        sys.modules.update({"torchvision": torchvision, "torchvision.io": io})
+    try:
+        from astropt.local_datasets import GalaxyImageDataset
+        from astropt.model import ModalityConfig, ModalityRegistry
+    except ImportError as error:
+        raise UserError(
+            f"--against astropt: {error}; "
+            f"pip install --no-deps astropt=={VERSION} loralib, einops and astropy bring it"
+        ) from None
+    (folder / "files.txt").write_text("\n".join(map(str, files)) + "\n")
+    images = ModalityConfig(
+        name="images", input_size=768, pos_input_size=1, patch_size=16, embed_pos=True
+    )
+    return GalaxyImageDataset(
+        paths={"images": str(folder / "files.txt")},
+        transform={"images": _normalise},
+        stochastic=False,
+        spiral=True,
+        modality_registry=ModalityRegistry([images]),
+    )
+
+
+def _read_image(path: str) -> torch.Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _normalise(x: torch.Tensor) -> torch.Tensor:
+    std, mean = torch.std_mean(x, dim=1, keepdim=True)
+    return ((x - mean) / (std + 1e-8)).to(torch.float16)
