@@ -9,6 +9,7 @@ import torch
 
 from astropt_ds.attention import attention
 from astropt_ds.config_source import load_config
+from astropt_ds.data.loader import Galaxies
 from astropt_ds.model import AstroPT
 from astropt_ds.training.metrics import read_metrics
 from tests.conftest import REPOSITORY
@@ -94,3 +95,23 @@ def test_the_2100m_model_trains_under_zero_3(shards, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [r["loss"] for r in read_metrics(tmp_path) if r["kind"] == "train"]
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+
+
+def test_batches_in_page_locked_memory_reach_the_gpu_unchanged(tiny):
+    """Slots are filled anew while copies are under way: none may be overwritten too early."""
+    config = load_config("1m", [*tiny, "data.workers=2", "batch.micro=2"])
+    plain, pinned = Galaxies(config), Galaxies(config)
+    plain.open(0, 1)
+    pinned.open(0, 1, pin=True)
+    assert pinned.warnings == []
+    device = torch.device("cuda")
+    busy = torch.randn(4096, 4096, device=device)
+    copies = []
+    for batches in pinned.steps(0, 10):
+        for batch in batches:
+            assert batch.patches.is_pinned()
+            busy = busy @ busy / 64  # copies wait behind it
+            copies.append(batch.to(device)[0])
+    expected = [batch.patches.clone() for step in plain.steps(0, 10) for batch in step]
+    for found, patches in zip(copies, expected, strict=True):
+        assert torch.equal(found.cpu(), patches)
