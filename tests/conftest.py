@@ -15,7 +15,8 @@ import pytest
 import simplejpeg
 from hypothesis import HealthCheck, settings
 
-from astropt_ds.data.ingest import Job, make_shards
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
 
 # The machine's speed is no property of the code: neither deadlines nor complaints about slowness.
 settings.register_profile("astropt", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,33 +1,67 @@
-"""Turn a folder of galaxy images and a table about them into WebDataset shards."""
+"""Turn a survey's images, and a table about them, into WebDataset shards."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
-from astropt_ds.data.ingest import REJECTED, Job, make_shards
 from astropt_ds.errors import run_cli
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import REJECTED, make_shards
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
-    parser.add_argument("--output", type=Path, required=True, help="new folder for the shards")
-    parser.add_argument("--catalogue", type=Path, help="CSV or Parquet; else every image found")
-    parser.add_argument("--id-column", default="id", help="column of the ids")
-    parser.add_argument("--file-column", default="file", help="file names, relative to --images")
-    parser.add_argument("--filter", help="rows to keep: 'mag_r < 19 and redshift > 0.01'")
-    parser.add_argument("--group-column", help="rows of a group go to the same split")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, help="images in a tar file")
-    parser.add_argument("--val-fraction", type=float, default=0.01, help="of the ids, by hash")
-    parser.add_argument("--test-fraction", type=float, default=0.01, help="of the ids, by hash")
-    parser.add_argument("--min-side", type=int, default=16, help="reject smaller images; pixels")
-    job = Job(**vars(parser.parse_args(argv)))
+def main(arguments: list[str]) -> None:
+    # What is not given is left to the job's own defaults.
+    parser = argparse.ArgumentParser(description=__doc__, argument_default=argparse.SUPPRESS)
+    add = parser.add_argument
+
+    group = parser.add_argument_group("images, one of")
+    group.add_argument("--images", type=Path, metavar="DIR", help="JPEG and PNG files")
+    group.add_argument("--parquet", type=Path, nargs="+", metavar="PATH", help="files or folders")
+    group.add_argument("--hdf5", type=Path, nargs="+", metavar="PATH", help="files or folders")
+    group.add_argument("--fits", type=Path, metavar="DIR", help="FITS images")
+
+    add("--output", type=Path, required=True, help="new folder for the shards")
+    add("--catalogue", type=Path, help="CSV, Parquet (a file or a folder), FITS or VOTable")
+    add("--id-column", help="of the ids (id, object_id, dr8_id or objid)")
+    add("--catalogue-id-column", help="where a catalogue of --parquet or --hdf5 calls it otherwise")
+    add("--file-column", help="files in the catalogue, relative to --images or --fits (file)")
+    add("--file-pattern", help="FITS files of one band each: '{id}-{band}.fits'")
+    add("--image-column", help="images in Parquet files (image)")
+    add("--bands", nargs="+", help="bands to take, in order; names for bands without any")
+    add("--columns", nargs="+", help="labels to keep (all)")
+    add("--filter", help="rows to keep: 'mag_r < 19 and redshift > 0.01'")
+
+    group = parser.add_argument_group("splits, by id if nothing else is said")
+    group.add_argument("--group-column", help="rows of a group go to the same split")
+    group.add_argument("--split-column", help="holds train, val or test")
+    group.add_argument("--healpix-order", type=int, help="tiles of the sky go to one split each")
+    group.add_argument("--ra-column", help="degrees (ra)")
+    group.add_argument("--dec-column", help="degrees (dec)")
+    group.add_argument("--val-fraction", type=float, help="by hash (0.01)")
+    group.add_argument("--test-fraction", type=float, help="by hash (0.01)")
+
+    group = parser.add_argument_group("fluxes, stored as they are if nothing else is said")
+    group.add_argument("--nan", choices=("reject", "zero"), help="images with NaN pixels (reject)")
+    group.add_argument("--stretch", choices=("asinh", "lupton"), help="to 8-bit colour")
+    group.add_argument("--rgb", nargs=3, metavar="BAND", help="shown as red, green and blue")
+    group.add_argument("--scales", nargs=3, type=float, help="of red, green, blue (2.2 3.4 6.0)")
+    group.add_argument("--softening", type=float, help="Q, holds back what is bright (5.8)")
+
+    add("--samples-per-shard", type=int, help="images in a tar file (1000)")
+    add("--min-side", type=int, help="reject smaller images; pixels (16)")
+    # The CPUs that this job may use, where the system tells: a cluster node has more.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add("--processes", type=int, default=cpus or 1, help=f"one a CPU ({cpus})")
+
+    given = vars(parser.parse_args(arguments))
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    job = Job(**options)
     report = make_shards(job)
     counts = ", ".join(f"{n} {split}" for split, n in report.samples.items())
-    print(f"{job.output}: {counts}")
+    print(f"{job.output}: {counts} (split {report.splits})")
     if not report.samples["val"]:
         print("warning: split 'val' is empty and training needs one; try a larger --val-fraction")
     if report.rejected:

@@ -41,11 +41,12 @@ import pandas as pd
 import simplejpeg
 from tqdm import tqdm
 
+from astropt_ds.data.stretch import Stretch
 from astropt_ds.errors import UserError
 
 try:
+    import astropy.visualization  # noqa: F401, of which the stretch makes use
     import galsim
-    from astropy.visualization import make_lupton_rgb
 except ImportError:  # An optional extra; simulating without it says how to get it.
     galsim = None
 
@@ -54,6 +55,7 @@ LABELS = (
     *("mag_g", "mag_r", "mag_z", "redshift"),
     *("half_light_radius", "bulge_fraction", "axis_ratio", "position_angle"),
 )
+SHOWN = Stretch("lupton", red=2, green=1, blue=0)
 MIN_SIDE = 16  # pixels
 PIXEL_SCALE = 0.262  # arcsec
 SEEING = np.array([1.29, 1.18, 1.11])  # arcsec, median FWHM, as measured on the pixels
@@ -61,8 +63,6 @@ DEPTH = np.array([24.7, 23.9, 23.0])  # AB mag, median, 5 sigma for a point sour
 RED_FRACTION = 0.42
 KNOTS = 16
 NEIGHBOURS_PER_ARCMIN2 = 22.0  # brighter than r = 24
-RGB_SCALE = np.array([6.0, 3.4, 2.2])  # shows a galaxy of mean colour in white
-RGB_SKY, RGB_STRETCH, RGB_Q = 0.022, 0.29, 5.8  # the first two in scaled nanomaggies
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,8 @@ def simulate_stamp(index: int, seed: int, side: int) -> tuple[np.ndarray, dict[s
     # Each stamp has its own stream: neither order nor processes matter.
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index])))
     galaxy = draw_galaxy(rng)
-    g, r, z = _observe(galaxy, side, rng)[:, ::-1] * RGB_SCALE[:, None, None]
-    image = make_lupton_rgb(z, r, g, minimum=-RGB_SKY, stretch=RGB_STRETCH, Q=RGB_Q)
-    return image, galaxy.labels
+    fluxes = _observe(galaxy, side, rng)[:, ::-1]
+    return SHOWN(np.moveaxis(fluxes, 0, 2)), galaxy.labels
 
 
 def simulate_survey(

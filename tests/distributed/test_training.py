@@ -8,10 +8,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from astropt_ds.data.ingest import Job, make_shards
 from astropt_ds.data.simulate import simulate_survey
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
 from astropt_ds.training.metrics import read_metrics
 
 

@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from astropt_ds.data.ingest import Job, key_of, make_shards, split_of
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
+from astropt_ds.ingest.cells import key_of
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
+from astropt_ds.ingest.splits import split_of
 from tests.conftest import REPOSITORY, blob, write_images
 
 

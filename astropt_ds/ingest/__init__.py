@@ -1,0 +1,1 @@
+"""Surveys as they lie on disk, into shards."""

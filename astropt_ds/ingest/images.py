@@ -1,0 +1,64 @@
+"""A folder of JPEG and PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+
+from astropt_ds.data.decode import BadImageError
+from astropt_ds.errors import UserError
+from astropt_ds.ingest.source import FILE, ID, RGB, Facts, Needed, Picture, Row
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images below a folder; an image's id is its path without the suffix.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    base: Path
+    id_column: ClassVar[str] = "id"
+    columns: ClassVar[tuple[str, ...]] = ()
+    left_out: ClassVar[tuple[str, ...]] = ()
+    sequential: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.base.is_dir():
+            raise UserError(f"--images {self.base}: is no folder")
+
+    def table(self, needed: Needed) -> pd.DataFrame:
+        """A row an image."""
+        below = (p for p in self.base.rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = sorted(p.relative_to(self.base) for p in below)
+        ids = [str(file.with_suffix("")) for file in files]
+        return pd.DataFrame({ID: ids, FILE: [str(file) for file in files]})
+
+    def files(self) -> list[Path]:
+        """None holds many."""
+        return []
+
+    def facts(self, table: pd.DataFrame) -> Facts:
+        """8-bit colour."""
+        return RGB
+
+    def read(
+        self, rows: pd.DataFrame, facts: Facts
+    ) -> Iterator[tuple[Row, Picture | BadImageError]]:
+        """Each row with the bytes of its file."""
+        for row in rows.to_dict("records"):
+            file = row[FILE]
+            suffix = Path(file).suffix.lower()
+            try:
+                data = (self.base / file).read_bytes()
+            except OSError as error:
+                yield row, BadImageError(str(error.strerror))
+                continue
+            yield row, Picture(data, {}, suffix[1:] if suffix in SUFFIXES else None)
