@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from astropt_ds.benchmark.data import measure_data, real_stamps, simulated_stamps
+from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamps
 from astropt_ds.benchmark.startup import measure_startup
-from astropt_ds.errors import run_cli
+from astropt_ds.errors import UserError, run_cli
 
 
 def main(argv: list[str]) -> None:
@@ -22,11 +22,14 @@ def main(argv: list[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["data"], help="data: into shards, verified, loaded")
-    parser.add_argument("--images", type=Path, help="folder of 512-pixel JPEG stamps, beside the simulated ones")
+    parser.add_argument("--images", type=Path, help="a folder of 512-pixel JPEG stamps, too")
+    parser.add_argument("--count", type=int, default=200, help="of synthetic stamps (200)")
     parser.add_argument("--against", choices=["astropt"], help="AstroPT's own path beside ours")
     parser.add_argument("--rounds", type=int, default=5, help="in which all take turns (5)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
     options = parser.parse_args(argv)
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds}: 1 or more would be right")
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), options)
     if options.json:
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     sets = [real_stamps(options.images)] if options.images else []
-    sets.append(simulated_stamps(200, folder))
+    sets.append(synthetic_stamps(options.count, folder))
     result: dict[str, Any] = {}
     for number, stamps in enumerate(sets):
         scratch = folder / str(number)

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from astropt_ds.data.ingest import Job, make_shards
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
 from tests.conftest import write_images
 
 

@@ -16,10 +16,11 @@ import simplejpeg
 import torch
 
 from astropt_ds.data.decode import encode_fluxes
-from astropt_ds.data.ingest import Job, make_shards
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
 from tests.conftest import REPOSITORY, TINY, blob, write_images
 from tests.unit.data.loading import galaxies, steps
 
