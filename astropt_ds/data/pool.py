@@ -147,7 +147,9 @@ class Pool:
     # In the worker.
 
     def _serve(self, pipes: list[tuple[Connection, Connection]], number: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends by itself, and so the pipe
+        # Ctrl-C and schedulers signal all processes of a run: what it means is the run's to decide
+        for meant_for_all in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(meant_for_all, signal.SIG_IGN)
         for other, (near_end, far_end) in enumerate(pipes):
             near_end.close()  # held open here, it would outlive the run
             if other != number:

@@ -256,6 +256,17 @@ def test_a_killed_worker_is_a_clear_stop_and_no_hang(tiny):
     loader.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_reading(tiny, number):
+    """So that the run can finish its step and save."""
+    loader = galaxies(tiny, data__workers=2)
+    for batches in loader.steps(0, 12):
+        assert [batch.problem for batch in batches] == [None]
+        for worker in loader._pool._workers:
+            os.kill(worker.process.pid, number)
+    loader.close()
+
+
 def test_workers_end_with_the_process_that_made_them(tiny, tmp_path):
     overrides = [*tiny, "data.workers=2"]
     script = (
