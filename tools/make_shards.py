@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
+from astropt_ds.data.parallel import usable_cpus
 from astropt_ds.errors import run_cli
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.make import REJECTED, make_shards
@@ -52,9 +52,8 @@ def main(arguments: list[str]) -> None:
 
     add("--samples-per-shard", type=int, help="images in a tar file (1000)")
     add("--min-side", type=int, help="reject smaller images; pixels (16)")
-    # The CPUs that this job may use, where the system tells: a cluster node has more.
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    add("--processes", type=int, default=cpus or 1, help=f"one a CPU ({cpus})")
+    cpus = usable_cpus()
+    add("--processes", type=int, default=cpus, help=f"one a CPU ({cpus})")
 
     given = vars(parser.parse_args(arguments))
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}

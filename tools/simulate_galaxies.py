@@ -8,10 +8,10 @@ Needs GalSim: pip install 'astropt-ds[demo]'
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
+from astropt_ds.data.parallel import usable_cpus
 from astropt_ds.data.simulate import simulate_survey
 from astropt_ds.errors import run_cli
 
@@ -24,9 +24,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, required=True, help="number of stamps")
     parser.add_argument("--side", type=int, default=128, help="pixels, 0.262 arcsec each (128)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another survey (0)")
-    # The CPUs that this job may use, where the system tells: a cluster node has more.
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--processes", type=int, default=cpus or 1, help=f"one a CPU ({cpus})")
+    cpus = usable_cpus()
+    parser.add_argument("--processes", type=int, default=cpus, help=f"one a CPU ({cpus})")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     output = simulate_survey(**vars(options))

@@ -1,34 +1,38 @@
-"""A function applied to many tasks, in several processes."""
+"""A function applied to many tasks by several processes, none of which outlives the command."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sized
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from astropt_ds.errors import UserError
+
+AHEAD = 2  # tasks a process that are made before their results are asked for: tasks may be large
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def usable_cpus() -> int:
-    """The processors that this process may use."""
+    """The processors that this process may use: a node of a cluster has more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parallel(
-    function: Callable[[Task], Result], tasks: Sequence[Task], processes: int
-) -> Iterator[Result]:
+    function: Callable[[Task], Result], tasks: Iterable[Task], processes: int
+) -> Generator[Result, None, None]:
     """The results of a function, in the order of its tasks, computed in spawned processes.
 
     Args:
         function: of a module, so that another process finds it.
-        tasks: small ones; their data are read where they are worked on.
+        tasks: taken as processes become free.
         processes: 1 computes in this process.
 
     Raises:
@@ -36,24 +40,42 @@ def parallel(
     """
     if processes < 1:
         raise UserError(f"--processes {processes}: 1 or more would be right")
-    if processes == 1 or len(tasks) < 2:
+    if processes == 1 or (isinstance(tasks, Sized) and len(tasks) < 2):
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(
-        min(processes, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_leave_interrupts_to_the_parent,
-    )
+    # Children read these as they import NumPy: more threads than cores only get in the way.
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, initializer=_start)
+    waiting: deque[Future[Result]] = deque()
     try:
-        yield from pool.map(function, tasks)
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) > AHEAD * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
             f"--processes {processes}: one of them was killed, for want of memory as a rule; "
-            "fewer would be right"
+            "the same command again, with fewer if need be, would be right"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _start() -> None:
+    """In each process: leave an interrupt to the command, and end when it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Left alone, it would wait for work for ever, or write into what the next command writes.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -25,11 +25,8 @@ axis ratio is the flux-weighted mean of bulge and disc.
 """
 
 import math
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +38,7 @@ import pandas as pd
 import simplejpeg
 from tqdm import tqdm
 
+from astropt_ds.data.parallel import parallel
 from astropt_ds.data.stretch import Stretch
 from astropt_ds.errors import UserError
 
@@ -117,7 +115,7 @@ def simulate_survey(
         raise UserError(f"cannot write to {unfinished}: {error.strerror}") from error
     try:
         work = partial(_write_stamp, folder=unfinished, seed=seed, side=side, quality=quality)
-        with closing(_map(work, count, min(processes, count))) as rows:
+        with closing(parallel(work, range(count), processes)) as rows:
             table = pd.DataFrame(tqdm(rows, total=count, unit="stamp", disable=None))
         table.to_csv(unfinished / "catalogue.csv", index=False, float_format="%.6f")
         os.rename(unfinished, output)
@@ -269,22 +267,6 @@ def _write_stamp(index: int, folder: Path, seed: int, side: int, quality: int) -
     ra, sin_dec = rng.uniform([0, np.sin(np.radians(-15))], [360, np.sin(np.radians(30))])
     dec = math.degrees(math.asin(sin_dec))
     return {"id": f"sim-{index:06d}", "file": file, "ra": ra, "dec": dec, **labels}
-
-
-def _map(work: Callable[[int], Any], count: int, processes: int) -> Generator[Any, None, None]:
-    """Yield work(0) to work(count - 1) in order, computed here or by a pool of processes."""
-    if processes == 1:
-        yield from map(work, range(count))
-        return
-    # Children read these as they import NumPy: more threads than cores only get in the way.
-    before = dict(os.environ)
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
-    try:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(work, range(count), chunksize=min(32, -(-count // processes // 4)))
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _check_survey(seed: int, side: int) -> None:

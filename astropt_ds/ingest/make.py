@@ -17,11 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 from astropt_ds.data.manifest import FORMAT, SPLITS, Manifest
+from astropt_ds.data.parallel import parallel
 from astropt_ds.data.shards import write_index
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.plan import Plan, make_plan
-from astropt_ds.ingest.pool import write_all
 from astropt_ds.ingest.unfinished import finish, is_finished, load_record, unfinished
 from astropt_ds.ingest.write import Writer
 
@@ -90,7 +90,7 @@ def _write_shards(job: Job, plan: Plan, folder: Path, say: Callable[[str], None]
         tqdm(
             initial=images, total=len(plan.rows), unit="image", disable=None, desc="shards"
         ) as progress,
-        closing(write_all(writer, parts, processes)) as written,
+        closing(parallel(writer.write, parts, processes)) as written,
     ):
         for count in written:
             progress.update(count)
