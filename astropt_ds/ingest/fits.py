@@ -154,10 +154,12 @@ def _read_file(path: Path) -> tuple[list[np.ndarray], list[str] | None]:
         raise BadImageError(f"cannot be read ({one_line(error)})") from None
     if len(pixels) == 1 and pixels[0].ndim == 3:
         return list(pixels[0]), None
-    if not pixels or any(image.ndim != 2 for image in pixels):
+    if not pixels:
+        raise BadImageError("holds no image")
+    if any(image.ndim != 2 for image in pixels):
         raise BadImageError(
-            f"holds images of {[image.ndim for image in pixels]} dimensions; "
-            "two each, or one image of three, would be right"
+            f"holds {len(pixels)} images, not all of two dimensions; "
+            "that, or one of three, would be right"
         )
     for keyword in NAMES:
         names = [str(unit.header.get(keyword, "")).strip() for unit in images]
@@ -168,9 +170,10 @@ def _read_file(path: Path) -> tuple[list[np.ndarray], list[str] | None]:
 
 def _together(images: list[np.ndarray]) -> np.ndarray:
     """(height, width, channels) float32, in this machine's byte order."""
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise BadImageError(f"has bands of different sizes, {sorted(shapes)}")
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
+        raise BadImageError(f"has bands of different sizes: {listed}")
     with np.errstate(over="ignore"):  # what is too large for float32 is not finite then
         return np.stack([image.astype(np.float32) for image in images], axis=2)
 
