@@ -19,7 +19,17 @@ import pandas as pd
 from astropt_ds.data.decode import BadImageError
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.cells import one_line
-from astropt_ds.ingest.source import FILE, ID, Facts, Needed, Picture, Row, choose_bands, optional
+from astropt_ds.ingest.source import (
+    FILE,
+    ID,
+    Facts,
+    Needed,
+    Picture,
+    Row,
+    choose_bands,
+    files_below,
+    optional,
+)
 
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 NAMES = ("EXTNAME", "FILTER", "BAND")
@@ -57,7 +67,7 @@ class FitsFolder:
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an object, whose id is the file's path without the suffix, or what the pattern
         finds in it."""
-        names = self._names()
+        names = files_below(self.base, SUFFIXES)
         if self.pattern is None:
             return pd.DataFrame({ID: [_stem(name) for name in names], FILE: names}, dtype=str)
         expression = self._expression()
@@ -69,16 +79,12 @@ class FitsFolder:
         """Files that the pattern does not fit."""
         if self.pattern is None:
             return []
-        expression = self._expression()
-        return [name for name in self._names() if not expression.fullmatch(name)]
+        expression, names = self._expression(), files_below(self.base, SUFFIXES)
+        return [name for name in names if not expression.fullmatch(name)]
 
     def place(self, identifier: str) -> str:
         """Where the pattern says that an object's bands lie, ``{band}`` left in it."""
         return str(self.pattern).replace("{id}", identifier)
-
-    def _names(self) -> list[str]:
-        below = (p for p in self.base.rglob("*") if p.name.lower().endswith(SUFFIXES))
-        return sorted(p.relative_to(self.base).as_posix() for p in below)
 
     def _expression(self) -> re.Pattern[str]:
         bands = "|".join(map(re.escape, self.bands))

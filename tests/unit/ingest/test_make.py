@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -250,6 +251,48 @@ def test_folders_that_name_splits_keep_them(survey, tmp_path):
     assert {i: sample["split"] for i, sample in found.items()} == {
         **{"train/0": "train", "validation/1": "val", "test/2": "test", "train/3": "train"}
     }
+
+
+def test_images_without_a_place_on_the_sky_are_listed(survey):
+    job, table = survey
+    ra = [None if i < 2 else 9.0 * i for i in range(40)]
+    table.assign(ra=ra, dec=0.0).to_csv(job.catalogue, index=False)
+    report = make_shards(replace(job, healpix_order=2))
+    assert report.splits == "by HEALPix tile of order 2"
+    assert sum(report.samples.values()) == 38 and report.rejected == 2
+    listed = pd.read_csv(job.output / "rejected.csv").set_index("id")
+    assert list(listed.index) == ["g00000", "g00001"]
+    assert listed["reason"]["g00001"] == "has no ra and dec, so no split"
+    assert listed["file"]["g00001"] == "images/00001.jpg"
+
+
+@pytest.mark.parametrize(
+    "module, change, message",
+    [
+        ("h5py", {"images": None, "hdf5": (Path("x"),)}, "--hdf5 needs h5py"),
+        ("astropy.io.fits", {"images": None, "fits": Path("x")}, "--fits needs astropy"),
+        ("astropy.table", {"catalogue": Path("t.fits")}, "--catalogue t.fits needs astropy"),
+        ("astropy_healpix", {"healpix_order": 2}, "--healpix-order needs astropy_healpix"),
+    ],
+)
+def test_a_missing_library_is_named_with_what_installs_it(
+    survey, monkeypatch, module, change, message
+):
+    job, table = survey
+    table.assign(ra=1.0, dec=0.0).to_csv(job.catalogue, index=False)
+    if "images" in change:
+        change = {**change, "catalogue": None}
+    monkeypatch.setitem(sys.modules, module, None)  # as Python marks what cannot be imported
+    with pytest.raises(UserError, match=message) as error:
+        make_shards(replace(job, **change))
+    assert str(error.value).endswith("pip install 'astropt-ds[surveys]' would be right")
+
+
+def test_a_file_whose_name_is_no_text_is_named(survey):
+    job, _ = survey
+    (job.images / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"the name 'caf.*jpg' is not UTF-8; rename the file"):
+        make_shards(replace(job, catalogue=None))
 
 
 def test_only_the_columns_named_become_labels(survey):

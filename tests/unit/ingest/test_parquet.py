@@ -94,6 +94,14 @@ def test_a_filter_reads_the_files_own_columns_and_the_catalogues(snapshot, tmp_p
     ]
 
 
+def test_a_catalogue_is_joined_on_the_column_that_the_files_have(tmp_path):
+    write_images(tmp_path / "t.parquet", ["a", "b"], [jpeg(0), jpeg(1)])
+    table = pd.DataFrame({"id": [7, 8], "dr8_id": ["b", "a"], "z": [0.1, 0.2]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    found = made(tmp_path / "s", parquet=(tmp_path / "t.parquet",), catalogue=tmp_path / "t.csv")
+    assert found["a"]["labels"] == {"id": "a", "catalogue_id": 8, "dr8_id": "a", "z": 0.2}
+
+
 def test_binary_columns_png_and_second_images(tmp_path):
     file = io.BytesIO()
     Image.fromarray(blob(1, 32)).save(file, "PNG")
