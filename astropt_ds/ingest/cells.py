@@ -79,7 +79,7 @@ def texts(column: pd.Series, name: str, where: str) -> pd.Series:
     """
     missing = column.isna()
     if not missing.any():
-        column = column.map(text_of)
+        column = column.astype(object).map(text_of)
         missing = column == ""
     if count := int(missing.sum()):
         raise UserError(f"{where}: column {name!r} is empty in {count} rows")

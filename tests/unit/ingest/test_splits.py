@@ -43,6 +43,14 @@ def test_no_tile_of_the_sky_is_in_two_splits(order, seed):
     assert splits.nunique() > 1 or len(set(tiles)) < 30
 
 
+def test_the_split_of_a_place_does_not_depend_on_the_rest_of_the_survey():
+    whole = pd.DataFrame({"ra": [*np.linspace(0, 350, 50), None], "dec": 10.0})
+    part = whole[:50]
+    names = assigned(images(51), whole, healpix_order=3).names
+    assert list(names[:50]) == list(assigned(images(50), part, healpix_order=3).names)
+    assert len(set(names[:50])) == 3
+
+
 def test_images_without_a_place_on_the_sky_have_no_tile():
     ra = pd.Series([10.0, np.nan, 10.0, 370.0, None])
     dec = pd.Series([20.0, 20.0, 91.0, 20.0, np.nan])
