@@ -91,7 +91,8 @@ def _catalogue(job: Job, source: Source) -> Catalogue:
     usual: tuple[str, ...] = ID_COLUMNS
     if source.sequential:
         named, option = job.catalogue_id_column or job.id_column, "catalogue-id-column"
-        usual = tuple(dict.fromkeys([source.id_column, *usual]))  # called as in the files
+        same = (source.id_column,) if source.id_column else ()
+        usual = tuple(dict.fromkeys([*same, *usual]))  # called as in the files, if it can be
     else:
         text.append(file_column)
 

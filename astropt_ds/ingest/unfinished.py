@@ -109,7 +109,8 @@ def _fingerprint(job: Job, plan: Plan) -> dict[str, Any]:
             digest.update(hashes.to_numpy().tobytes())
     files = [*plan.survey.source.files()]
     if job.catalogue:
-        files += sorted(job.catalogue.rglob("*")) if job.catalogue.is_dir() else [job.catalogue]
+        below = job.catalogue.rglob("*") if job.catalogue.is_dir() else [job.catalogue]
+        files += sorted(file for file in below if file.is_file())
     stats = [(str(file), *_size_and_time(file)) for file in files]
     return {
         "format": FORMAT,
