@@ -46,8 +46,9 @@ def main(arguments: list[str]) -> None:
     group = parser.add_argument_group("fluxes, stored as they are if nothing else is said")
     group.add_argument("--nan", choices=("reject", "zero"), help="images with NaN pixels (reject)")
     group.add_argument("--stretch", choices=("asinh", "lupton"), help="to 8-bit colour")
-    group.add_argument("--rgb", nargs=3, metavar="BAND", help="shown as red, green and blue")
-    group.add_argument("--scales", nargs=3, type=float, help="of red, green, blue (2.2 3.4 6.0)")
+    colours = ("RED", "GREEN", "BLUE")
+    group.add_argument("--rgb", nargs=3, metavar=colours, help="bands to show so")
+    group.add_argument("--scales", nargs=3, type=float, metavar=colours, help="(2.2 3.4 6.0)")
     group.add_argument("--softening", type=float, help="Q, holds back what is bright (5.8)")
 
     add("--samples-per-shard", type=int, help="images in a tar file (1000)")

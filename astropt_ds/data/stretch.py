@@ -3,9 +3,10 @@
 With I the flux a pixel in units that show a galaxy of mean colour in white, scale * flux, both
 stretches use
 
-    f(I) = asinh(Q (I - minimum) / stretch) / Q
+    f(I) = asinh(Q (I - minimum) / stretch) / asinh(Q / 10) / 10
 
-which is linear for faint pixels and logarithmic for bright ones; 0 is black and 1 is white.
+which is linear for faint pixels and logarithmic for bright ones; 0 is black and 1 is white, and
+what a linear stretch would show at a tenth of white is shown so for any Q.
 ``asinh`` takes it of each band by itself (Lupton, Gunn & Szalay 1999, AJ 118, 1406): bright cores
 become white. ``lupton`` takes it of the mean of the three, and keeps their ratios (Lupton et al.
 2004, PASP 116, 133, as ``astropy.visualization.make_lupton_rgb``): bright cores keep their colour.
@@ -48,7 +49,9 @@ class Stretch:
             from astropy.visualization import make_lupton_rgb  # an optional extra
 
             parameters = {"minimum": self.minimum, "stretch": self.stretch, "Q": self.Q}
-            image: np.ndarray = make_lupton_rgb(*np.moveaxis(scaled, 2, 0), **parameters)
+            with np.errstate(divide="ignore", invalid="ignore"):  # of black pixels
+                image: np.ndarray = make_lupton_rgb(*np.moveaxis(scaled, 2, 0), **parameters)
             return image
-        shown = np.arcsinh(self.Q * (scaled - self.minimum) / self.stretch) / self.Q
-        return (shown.clip(0, 1) * 255).astype(np.uint8)
+        shown = np.arcsinh(self.Q * (scaled - self.minimum) / self.stretch)
+        shown *= 0.1 / np.arcsinh(0.1 * self.Q)
+        return (shown.clip(0, 1) * 255).astype(np.uint8, order="C")

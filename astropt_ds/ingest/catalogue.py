@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.dataset as ds
 
 from astropt_ds.errors import UserError
-from astropt_ds.ingest.cells import PADDING, id_column, one_line, texts
+from astropt_ds.ingest.cells import ID_COLUMNS, PADDING, id_column, one_line, texts
 from astropt_ds.ingest.parquet import column_names, to_frame
 from astropt_ds.ingest.source import find_files, optional
 
@@ -67,6 +67,7 @@ def read_catalogue(
     option: str,
     wanted: Callable[[str], bool],
     text: Sequence[str],
+    usual: Sequence[str] = ID_COLUMNS,
 ) -> Catalogue:
     """Read a catalogue: CSV, a Parquet file or a folder of them, a FITS table or a VOTable.
 
@@ -79,6 +80,7 @@ def read_catalogue(
         wanted: whether to read a column.
         text: columns to read as they are written where the file does not say what they are: '007'
             is not 7.
+        usual: where ids are looked for, the first first.
 
     Raises:
         UserError: it cannot be read, or has no ids.
@@ -89,7 +91,7 @@ def read_catalogue(
         raise
     except Exception as error:  # the readers raise whatever a damaged file makes them raise
         raise UserError(f"--catalogue {path}: cannot be read ({one_line(error)})") from None
-    ids = id_column(named_id, columns, option, str(path))
+    ids = id_column(named_id, columns, option, str(path), usual)
     chosen = [name for name in columns if name == ids or wanted(name)]
     try:
         table = read(chosen, [name for name in chosen if name in text], ids)

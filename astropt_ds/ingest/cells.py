@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,20 +49,26 @@ def key_of(identifier: str) -> str:
     return urllib.parse.quote(identifier, safe="").replace(".", "%2E")
 
 
-def id_column(named: str | None, columns: Iterable[str], option: str, where: str) -> str:
-    """The column of the ids: the one that is named, or else the first of ID_COLUMNS.
+def id_column(
+    named: str | None,
+    columns: Iterable[str],
+    option: str,
+    where: str,
+    usual: Sequence[str] = ID_COLUMNS,
+) -> str:
+    """The column of the ids: the one that is named, or else the first of the usual ones.
 
     Raises:
         UserError: there is no such column in ``where``.
     """
     columns = list(columns)
-    for column in (named,) if named else ID_COLUMNS:
+    for column in (named,) if named else usual:
         if column in columns:
             return column
     has = f"it has {', '.join(columns)}"
     if named:
         raise UserError(f"--{option} {named}: {where} has no such column; {has}")
-    raise UserError(f"{where}: has none of the columns {', '.join(ID_COLUMNS)}; --{option}: {has}")
+    raise UserError(f"{where}: has none of the columns {', '.join(usual)}; --{option}: {has}")
 
 
 def texts(column: pd.Series, name: str, where: str) -> pd.Series:
@@ -73,7 +79,7 @@ def texts(column: pd.Series, name: str, where: str) -> pd.Series:
     """
     missing = column.isna()
     if not missing.any():
-        column = column.map(text_of)
+        column = column.astype(object).map(text_of)
         missing = column == ""
     if count := int(missing.sum()):
         raise UserError(f"{where}: column {name!r} is empty in {count} rows")

@@ -19,7 +19,17 @@ import pandas as pd
 from astropt_ds.data.decode import BadImageError
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.cells import one_line
-from astropt_ds.ingest.source import FILE, ID, Facts, Needed, Picture, Row, choose_bands, optional
+from astropt_ds.ingest.source import (
+    FILE,
+    ID,
+    Facts,
+    Needed,
+    Picture,
+    Row,
+    choose_bands,
+    files_below,
+    optional,
+)
 
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 NAMES = ("EXTNAME", "FILTER", "BAND")
@@ -57,7 +67,7 @@ class FitsFolder:
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an object, whose id is the file's path without the suffix, or what the pattern
         finds in it."""
-        names = self._names()
+        names = files_below(self.base, SUFFIXES)
         if self.pattern is None:
             return pd.DataFrame({ID: [_stem(name) for name in names], FILE: names}, dtype=str)
         expression = self._expression()
@@ -69,16 +79,12 @@ class FitsFolder:
         """Files that the pattern does not fit."""
         if self.pattern is None:
             return []
-        expression = self._expression()
-        return [name for name in self._names() if not expression.fullmatch(name)]
+        expression, names = self._expression(), files_below(self.base, SUFFIXES)
+        return [name for name in names if not expression.fullmatch(name)]
 
     def place(self, identifier: str) -> str:
         """Where the pattern says that an object's bands lie, ``{band}`` left in it."""
         return str(self.pattern).replace("{id}", identifier)
-
-    def _names(self) -> list[str]:
-        below = (p for p in self.base.rglob("*") if p.name.lower().endswith(SUFFIXES))
-        return sorted(p.relative_to(self.base).as_posix() for p in below)
 
     def _expression(self) -> re.Pattern[str]:
         bands = "|".join(map(re.escape, self.bands))
@@ -154,10 +160,12 @@ def _read_file(path: Path) -> tuple[list[np.ndarray], list[str] | None]:
         raise BadImageError(f"cannot be read ({one_line(error)})") from None
     if len(pixels) == 1 and pixels[0].ndim == 3:
         return list(pixels[0]), None
-    if not pixels or any(image.ndim != 2 for image in pixels):
+    if not pixels:
+        raise BadImageError("holds no image")
+    if any(image.ndim != 2 for image in pixels):
         raise BadImageError(
-            f"holds images of {[image.ndim for image in pixels]} dimensions; "
-            "two each, or one image of three, would be right"
+            f"holds {len(pixels)} images, not all of two dimensions; "
+            "that, or one of three, would be right"
         )
     for keyword in NAMES:
         names = [str(unit.header.get(keyword, "")).strip() for unit in images]
@@ -168,9 +176,10 @@ def _read_file(path: Path) -> tuple[list[np.ndarray], list[str] | None]:
 
 def _together(images: list[np.ndarray]) -> np.ndarray:
     """(height, width, channels) float32, in this machine's byte order."""
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise BadImageError(f"has bands of different sizes, {sorted(shapes)}")
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height} x {width}" for height, width in sorted(sizes))
+        raise BadImageError(f"has bands of different sizes: {listed}")
     with np.errstate(over="ignore"):  # what is too large for float32 is not finite then
         return np.stack([image.astype(np.float32) for image in images], axis=2)
 

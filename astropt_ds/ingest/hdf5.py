@@ -133,12 +133,13 @@ class HDF5Files:
         """Each row with its pixels, (height, width, channels)."""
         h5py = optional("h5py", "--hdf5")
         for name, part in rows.groupby(FILE, observed=True, sort=False):
-            records = part.to_dict("records")
+            waiting = {row[ROW]: row for row in part.to_dict("records")}
             try:
                 with h5py.File(self.base / str(name)) as file:
-                    yield from self._read_file(file, records, facts)
-            except OSError as error:
-                for row in records:
+                    for row, picture in self._read_file(file, [*waiting.values()], facts):
+                        yield waiting.pop(row[ROW]), picture
+            except (OSError, RuntimeError) as error:
+                for row in waiting.values():
                     yield row, BadImageError(f"cannot be read ({one_line(error)})")
 
     def _read_file(
@@ -230,7 +231,7 @@ def _stacks(images: Any, run: list[Row]) -> Iterator[tuple[Row, np.ndarray | Bad
     """The images of a run, (bands, height, width) each, or why one cannot be read."""
     try:
         yield from zip(run, images[run[0][ROW] : run[-1][ROW] + 1], strict=True)
-    except OSError as error:  # a damaged chunk; its neighbours may be whole
+    except (OSError, RuntimeError) as error:  # a damaged chunk; its neighbours may be whole
         if len(run) == 1:
             yield run[0], BadImageError(f"cannot be read ({one_line(error)})")
         else:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from astropt_ds.data.decode import BadImageError
 from astropt_ds.errors import UserError
-from astropt_ds.ingest.source import FILE, ID, RGB, Facts, Needed, Picture, Row
+from astropt_ds.ingest.source import FILE, ID, RGB, Facts, Needed, Picture, Row, files_below
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -36,10 +36,9 @@ class ImageFolder:
 
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an image."""
-        below = (p for p in self.base.rglob("*") if p.suffix.lower() in SUFFIXES)
-        files = sorted(p.relative_to(self.base) for p in below)
-        ids = [str(file.with_suffix("")) for file in files]
-        return pd.DataFrame({ID: ids, FILE: [str(file) for file in files]})
+        names = files_below(self.base, SUFFIXES)
+        ids = [str(Path(name).with_suffix("")) for name in names]
+        return pd.DataFrame({ID: ids, FILE: names}, dtype=str)
 
     def files(self) -> list[Path]:
         """None holds many."""

@@ -64,7 +64,8 @@ def make_shards(job: Job, say: Callable[[str], None] = print) -> Report:
             report = _complete(job, plan, folder)
             finish(folder, job.output)
     except OSError as error:
-        raise UserError(f"--output {job.output}: cannot be written ({error.strerror})") from None
+        reason = error.strerror or error
+        raise UserError(f"--output {job.output}: cannot be written ({reason})") from None
     return report
 
 
@@ -126,18 +127,12 @@ def _pixels(job: Job, plan: Plan) -> dict[str, Any]:
     """What the manifest says of pixels."""
     facts = plan.facts
     if facts.dtype == "float32" and not plan.stretch:
-        nan = "zero" if job.nan == "zero" else "none"
-        return {
-            "dtype": "float32",
-            "channels": len(facts.bands),
-            "bands": list(facts.bands),
-            "nan": nan,
-        }
+        nan, bands = "zero" if job.nan == "zero" else "none", list(facts.bands)
+        return {"dtype": "float32", "channels": len(bands), "bands": bands, "nan": nan}
     stretch = None
     if plan.stretch:
         stretch = {**asdict(plan.stretch), "nan": job.nan}
         shown = {name: facts.bands[stretch[name]] for name in ("red", "green", "blue")}
         stretch |= {**shown, "scales": list(plan.stretch.scales)}
-    # 8-bit images of three bands are colours as they are, whatever the survey calls the bands
     bands = ["R", "G", "B"] if plan.stretch else list(facts.bands)
     return {"dtype": "uint8", "channels": 3, "bands": bands, "nan": "none", "stretch": stretch}

@@ -14,7 +14,7 @@ from astropt_ds.data.stretch import Stretch
 from astropt_ds.errors import UserError
 from astropt_ds.ingest import splits
 from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.source import FILE, ID, ROW, Facts, Row
+from astropt_ds.ingest.source import FILE, ID, ROW, Facts, Row, optional
 from astropt_ds.ingest.survey import BESIDE, Survey, open_survey
 
 SPLIT = "__split__"
@@ -89,7 +89,8 @@ def make_plan(job: Job) -> Plan:
     """
     survey = open_survey(job)
     made = splits.assign(job, survey.rows, survey.about)
-    rows, rejected = _usable(survey.rows.assign(**{SPLIT: made.names}), made.lacks)
+    rows = survey.rows.assign(**{SPLIT: made.names.astype("category")})
+    rows, rejected = _usable(rows, made.lacks)
     facts = survey.source.facts(rows)
     if not survey.source.sequential:
         # Stored in the order of a hash: a shard is a random part of the survey, however sorted.
@@ -134,6 +135,8 @@ def _stretch(job: Job, facts: Facts) -> Stretch | None:
             )
     if not job.stretch:
         return None
+    if job.stretch == "lupton":
+        optional("astropy.visualization", "--stretch lupton")
     for band in job.rgb:
         if band not in facts.bands:
             raise UserError(f"--rgb {band}: the bands are {' '.join(facts.bands)}")

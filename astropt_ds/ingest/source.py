@@ -104,6 +104,22 @@ def find_files(paths: Sequence[Path], suffixes: Sequence[str], option: str) -> l
     return list(dict.fromkeys(found))
 
 
+def files_below(base: Path, suffixes: Sequence[str]) -> list[str]:
+    """The paths of files below a folder, relative to it, in order.
+
+    Raises:
+        UserError: one of them is no text.
+    """
+    below = (p for p in base.rglob("*") if p.name.lower().endswith(tuple(suffixes)))
+    names = sorted(path.relative_to(base).as_posix() for path in below)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{base}: the name {name!a} is not UTF-8; rename the file") from None
+    return names
+
+
 def common_base(paths: Sequence[Path]) -> Path:
     """The deepest folder that holds all of the given files and the insides of the given folders."""
     folders = [path if path.is_dir() else path.parent for path in paths]

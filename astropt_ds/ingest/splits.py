@@ -54,13 +54,14 @@ def assign(job: Job, rows: pd.DataFrame, columns: pd.DataFrame) -> Splits:
         return Splits(names, f"as column {job.split_column} says", f"no {job.split_column}")
     if job.healpix_order is not None:
         tiles = tiles_of(columns[job.ra_column], columns[job.dec_column], job.healpix_order)
-        named = tiles.map(f"healpix-{job.healpix_order}/{{}}".format, na_action="ignore")
+        name = f"healpix-{job.healpix_order}/{{}}".format
+        named = tiles.astype(object).map(name, na_action="ignore")  # integers, gaps or not
         how = f"by HEALPix tile of order {job.healpix_order}"
         return Splits(_hashed(job, named), how, f"no {job.ra_column} and {job.dec_column}")
     if job.group_column:
         values = columns[job.group_column]
         groups = rows[ID].copy()  # a row without a group is its own
-        groups[values.notna()] = values[values.notna()].map(text_of)
+        groups[values.notna()] = values[values.notna()].astype(object).map(text_of)
         return Splits(_hashed(job, groups), f"by group ({job.group_column})")
     if (by_path := _named_by_path(rows[FILE])) is not None:
         _refuse_fractions(job, "the names of the files give the splits")

@@ -9,13 +9,13 @@ import pandas as pd
 
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.catalogue import Catalogue, read_catalogue, refuse_doubled
-from astropt_ds.ingest.cells import one_line
+from astropt_ds.ingest.cells import ID_COLUMNS, one_line
 from astropt_ds.ingest.fits import FitsFolder
 from astropt_ds.ingest.hdf5 import HDF5Files
 from astropt_ds.ingest.images import ImageFolder
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.parquet import ParquetFiles
-from astropt_ds.ingest.source import FILE, ID, Source
+from astropt_ds.ingest.source import FILE, ID, Needed, Source
 
 BESIDE = "__beside__"  # the row of the catalogue that is about the image; -1 if none is
 
@@ -54,7 +54,7 @@ def open_survey(job: Job) -> Survey:
         rows[BESIDE] = -1
         if catalogue:
             rows[BESIDE] = catalogue.beside(rows[ID])
-            about = _joined(rows, catalogue)
+            about = _joined(rows, catalogue, job.needs)
             notes += _unmatched(rows, catalogue)
     else:
         catalogue = catalogue or _listing(source)
@@ -87,18 +87,20 @@ def open_source(job: Job) -> Source:
 def _catalogue(job: Job, source: Source) -> Catalogue:
     file_column = job.file_column or "file"
     text = [*job.split_columns().values()]
+    named, option = job.id_column, "id-column"
+    usual: tuple[str, ...] = ID_COLUMNS
     if source.sequential:
-        named = job.catalogue_id_column or job.id_column
-        option = "catalogue-id-column"
+        named, option = job.catalogue_id_column or job.id_column, "catalogue-id-column"
+        same = (source.id_column,) if source.id_column else ()
+        usual = tuple(dict.fromkeys([*same, *usual]))  # called as in the files, if it can be
     else:
-        named, option = job.id_column, "id-column"
         text.append(file_column)
 
     def wanted(column: str) -> bool:
         return not job.columns or column in (*job.columns, file_column) or job.needs(column)
 
     assert job.catalogue is not None
-    return read_catalogue(job.catalogue, named, option, wanted, text)
+    return read_catalogue(job.catalogue, named, option, wanted, text, usual)
 
 
 def _listing(source: Source) -> Catalogue:
@@ -124,12 +126,12 @@ def _named(job: Job, source: Source, catalogue: Catalogue) -> pd.DataFrame:
     return pd.DataFrame({ID: catalogue.ids, FILE: files, BESIDE: np.arange(len(files))})
 
 
-def _joined(rows: pd.DataFrame, catalogue: Catalogue) -> pd.DataFrame:
-    """What is known of each image: the catalogue's columns beside the survey's own."""
+def _joined(rows: pd.DataFrame, catalogue: Catalogue, needed: Needed) -> pd.DataFrame:
+    """The columns needed, the catalogue's beside the survey's own."""
     known = rows[BESIDE] >= 0
     about = rows.copy(deep=False)
-    for name, column in catalogue.table.items():
-        cells = column.iloc[rows[BESIDE].where(known, 0)].set_axis(rows.index)
+    for name in filter(needed, map(str, catalogue.table)):
+        cells = catalogue.table[name].iloc[rows[BESIDE].where(known, 0)].set_axis(rows.index)
         if not known.all() and pd.api.types.is_integer_dtype(cells):
             cells = cells.astype("UInt64" if str(cells.dtype).lower().startswith("u") else "Int64")
         if name in about:  # the two may be of different types

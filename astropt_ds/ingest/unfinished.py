@@ -75,8 +75,11 @@ def load_record(folder: Path, name: str) -> tuple[Shard, list[Rejected]]:
 
 
 def is_finished(folder: Path, name: str) -> bool:
-    """Whether a shard need not be written again."""
-    return (folder / RECORDS / f"{name}.json").exists() and (folder / f"{name}.tar").exists()
+    """Whether a shard need not be written again: both it and its record are there and whole."""
+    try:
+        return load_record(folder, name)[0].bytes == (folder / f"{name}.tar").stat().st_size
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -102,11 +105,12 @@ def _fingerprint(job: Job, plan: Plan) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in (ID, FILE, ROW, SPLIT):
         if name in plan.rows:
-            column = plan.rows[name].astype(str)
-            digest.update(pd.util.hash_pandas_object(column, index=False).to_numpy().tobytes())
+            hashes = pd.util.hash_pandas_object(plan.rows[name], index=False)
+            digest.update(hashes.to_numpy().tobytes())
     files = [*plan.survey.source.files()]
     if job.catalogue:
-        files += sorted(job.catalogue.rglob("*")) if job.catalogue.is_dir() else [job.catalogue]
+        below = job.catalogue.rglob("*") if job.catalogue.is_dir() else [job.catalogue]
+        files += sorted(file for file in below if file.is_file())
     stats = [(str(file), *_size_and_time(file)) for file in files]
     return {
         "format": FORMAT,

@@ -1,16 +1,15 @@
 import io
 import json
+import os
 import subprocess
 import sys
-import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import webdataset
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from astropt_ds.data.split import Split
@@ -19,20 +18,8 @@ from astropt_ds.errors import UserError
 from astropt_ds.ingest.cells import key_of
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.make import make_shards
-from astropt_ds.ingest.splits import split_of
 from tests.conftest import REPOSITORY, blob, write_images
-
-
-def members(folder):
-    """{split: {key: {suffix: bytes}}} as any tar reader sees it."""
-    found = {}
-    for path in sorted(folder.glob("*.tar")):
-        split = found.setdefault(path.name.rpartition("-")[0], {})
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                split.setdefault(key, {})[suffix] = tar.extractfile(member).read()
-    return found
+from tests.unit.ingest.shards import made, members
 
 
 @pytest.fixture
@@ -175,24 +162,6 @@ def test_without_a_catalogue_every_image_below_the_folder_is_taken(survey):
     assert set(parts[0]) == {"png", "json"}
 
 
-@given(st.text(min_size=1, max_size=40))
-def test_a_key_is_reversible_and_safe_in_a_tar(identifier):
-    import urllib.parse
-
-    try:
-        key = key_of(identifier)
-    except UnicodeEncodeError:  # a lone surrogate is no text
-        return
-    assert "." not in key and "/" not in key
-    assert urllib.parse.unquote(key) == identifier
-
-
-def test_fractions_are_those_asked_for():
-    splits = [split_of(str(i), 0.1, 0.2) for i in range(5000)]
-    assert abs(splits.count("val") / 5000 - 0.1) < 0.02
-    assert abs(splits.count("test") / 5000 - 0.2) < 0.02
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -210,6 +179,15 @@ def test_fractions_are_those_asked_for():
         ({"val_fraction": 0.9}, "--val-fraction 0.9 .* 1 at most together"),
         ({"val_fraction": -0.1}, "--val-fraction -0.1 .* 0 or more each"),
         ({"min_side": -3}, "--min-side -3: 1 or more"),
+        ({"processes": 0}, "--processes 0: 1 or more"),
+        ({"images": None}, "just one of --images, --parquet, --hdf5, --fits .* not 0"),
+        ({"file_column": "path"}, "--file-column path: .* no such column; it has id, file"),
+        ({"columns": ("number", "z")}, "--columns z: .* no such column; it has id, file"),
+        ({"split_column": "field"}, "--val-fraction 0.2: --split-column field gives the splits"),
+        ({"healpix_order": 4}, "--ra-column ra: .* no such column"),
+        ({"image_column": "image"}, "--image-column goes with --parquet, not with --images"),
+        ({"stretch": "asinh"}, "--stretch goes with --hdf5 and --fits, not with --images"),
+        ({"nan": "zero"}, "--nan zero: .* holds 8-bit images; it is for fluxes"),
         ({"output": "images/00000.jpg/x"}, "--output .*: cannot be written"),
         (
             {"min_side": 100},
@@ -221,9 +199,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(survey, change, message):
     job, _ = survey
     in_survey = ("catalogue", "output")
     paths = {k: job.images / v if v and k in in_survey else v for k, v in change.items()}
-    if "images" in paths:
-        from pathlib import Path
-
+    if paths.get("images"):
         paths["images"] = Path(paths["images"])
     with pytest.raises(UserError, match=message) as error:
         make_shards(replace(job, **paths))
@@ -240,18 +216,107 @@ def test_an_existing_output_is_not_touched(survey):
     assert before == {p.name: p.stat().st_mtime_ns for p in job.output.iterdir()}
 
 
-def test_the_command_line_reports_and_fails_clearly(survey):
+def test_the_command_line_reports_and_fails_clearly_and_processes_change_nothing(survey):
     job, _ = survey
+    (job.images / "images/00003.jpg").write_bytes(b"")
+    output = job.images / "by_three"
     command = [
         *(sys.executable, REPOSITORY / "tools/make_shards.py", "--images", job.images),
-        *("--catalogue", job.catalogue, "--output", job.output, "--filter", "number < 10"),
+        *("--catalogue", job.catalogue, "--output", output, "--samples-per-shard", "7"),
+        *("--val-fraction", "0.2", "--test-fraction", "0.2", "--processes", "3"),
     ]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
     first = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert first.returncode == 0 and "train" in first.stdout, first.stderr
+    assert first.returncode == 0, first.stderr
+    counts = make_shards(job).samples
+    assert first.stdout.splitlines() == [
+        f"{output}: {', '.join(f'{n} {split}' for split, n in counts.items())} (split by id)",
+        f"1 images left out; reasons in {output / 'rejected.csv'}",
+    ]
+    assert {p.name for p in output.iterdir()} == {p.name for p in job.output.iterdir()}
+    for path in job.output.iterdir():
+        assert path.read_bytes() == (output / path.name).read_bytes(), path.name
     second = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert second.returncode == 2
-    assert second.stderr == f"error: --output {job.output}: exists already; name a new folder\n"
+    assert second.stderr == f"error: --output {output}: exists already; name a new folder\n"
+
+
+def test_folders_that_name_splits_keep_them(survey, tmp_path):
+    job, _ = survey
+    folder = tmp_path / "by_folder"
+    for i, split in enumerate(("train", "validation", "test", "train")):
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        (folder / split / f"{i}.jpg").write_bytes((job.images / f"images/{i:05d}.jpg").read_bytes())
+    found = made(tmp_path / "kept", images=folder)
+    assert {i: sample["split"] for i, sample in found.items()} == {
+        **{"train/0": "train", "validation/1": "val", "test/2": "test", "train/3": "train"}
+    }
+
+
+def test_images_without_a_place_on_the_sky_are_listed(survey):
+    job, table = survey
+    ra = [None if i < 2 else 9.0 * i for i in range(40)]
+    table.assign(ra=ra, dec=0.0).to_csv(job.catalogue, index=False)
+    report = make_shards(replace(job, healpix_order=2))
+    assert report.splits == "by HEALPix tile of order 2"
+    assert sum(report.samples.values()) == 38 and report.rejected == 2
+    listed = pd.read_csv(job.output / "rejected.csv").set_index("id")
+    assert list(listed.index) == ["g00000", "g00001"]
+    assert listed["reason"]["g00001"] == "has no ra and dec, so no split"
+    assert listed["file"]["g00001"] == "images/00001.jpg"
+
+
+@pytest.mark.parametrize(
+    "module, change, message",
+    [
+        ("h5py", {"images": None, "hdf5": (Path("x"),)}, "--hdf5 needs h5py"),
+        ("astropy.io.fits", {"images": None, "fits": Path("x")}, "--fits needs astropy"),
+        ("astropy.table", {"catalogue": Path("t.fits")}, "--catalogue t.fits needs astropy"),
+        ("astropy_healpix", {"healpix_order": 2}, "--healpix-order needs astropy_healpix"),
+    ],
+)
+def test_a_missing_library_is_named_with_what_installs_it(
+    survey, monkeypatch, module, change, message
+):
+    job, table = survey
+    table.assign(ra=1.0, dec=0.0).to_csv(job.catalogue, index=False)
+    if "images" in change:
+        change = {**change, "catalogue": None}
+    monkeypatch.setitem(sys.modules, module, None)  # as Python marks what cannot be imported
+    with pytest.raises(UserError, match=message) as error:
+        make_shards(replace(job, **change))
+    assert str(error.value).endswith("pip install 'astropt-ds[surveys]' would be right")
+
+
+def test_a_file_whose_name_is_no_text_is_named(survey):
+    job, _ = survey
+    (job.images / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"the name 'caf.*jpg' is not UTF-8; rename the file"):
+        make_shards(replace(job, catalogue=None))
+
+
+def test_only_the_columns_named_become_labels(survey):
+    job, _ = survey
+    make_shards(replace(job, columns=("number",), filter="field == 'field2'"))
+    labels = [json.loads(p["json"]) for keys in members(job.output).values() for p in keys.values()]
+    assert sorted(row["number"] for row in labels) == [8, 9, 10, 11]
+    assert all(row.keys() == {"id", "number"} for row in labels)
+
+
+def test_files_of_other_formats_are_listed_not_lost(survey):
+    job, table = survey
+    Image.fromarray(blob(0)).save(job.images / "a.tif")
+    np.save(job.images / "b.npy", np.zeros((20, 20, 3), np.float32))
+    (job.images / "c.dat").write_bytes((job.images / "images/00002.jpg").read_bytes())
+    table.loc[:2, "file"] = ["a.tif", "b.npy", "c.dat"]
+    table.to_csv(job.catalogue, index=False)
+    report = make_shards(job)
+    assert report.rejected == 2 and sum(report.samples.values()) == 38
+    listed = pd.read_csv(job.output / "rejected.csv").set_index("id")["reason"]
+    assert listed["g00000"] == "is neither JPEG nor PNG"
+    assert listed["g00001"] == "holds fluxes; JPEG or PNG would be right"
+    stored = {key: parts for keys in members(job.output).values() for key, parts in keys.items()}
+    assert set(stored["g00002"]) == {"jpg", "json"}
 
 
 def test_cells_of_any_type_become_json(tmp_path):
