@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.data.parallel import usable_cpus
+from astropt_ds.data.rejected import REJECTED
 from astropt_ds.errors import run_cli
 from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.make import REJECTED, make_shards
+from astropt_ds.ingest.make import make_shards
 
 
 def main(arguments: list[str]) -> None:

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from astropt_ds.data.foreign import REJECTED, index_shards
+from astropt_ds.data.foreign import index_shards
 from astropt_ds.data.manifest import SPLITS
 from astropt_ds.data.parallel import usable_cpus
+from astropt_ds.data.rejected import REJECTED
 from astropt_ds.data.verify import verify
 from astropt_ds.errors import UserError, run_cli
 

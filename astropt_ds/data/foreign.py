@@ -7,7 +7,6 @@ data set: all such are named, and nothing is written.
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import tempfile
@@ -19,14 +18,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from astropt_ds.data.foreign_scan import Kind, Rejected, Scanned, Source, scan, survey
+from astropt_ds.data.foreign_scan import Kind, Scanned, Source, scan, survey
 from astropt_ds.data.foreign_splits import find_shards
 from astropt_ds.data.manifest import FORMAT, MANIFEST, SPLITS, Manifest, index_dtype
 from astropt_ds.data.parallel import parallel
+from astropt_ds.data.rejected import REJECTED, Rejected, write_rejected
 from astropt_ds.data.shards import Shard, write_index
 from astropt_ds.errors import UserError
-
-REJECTED = "rejected.csv"
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ def _write(
     facts["nan"] = "none" if dtype == "uint8" else "zero"
     Manifest(format=FORMAT, **facts, root=root, splits=entries).save(folder)
     if rejected:
-        with (folder / REJECTED).open("w", newline="", errors="backslashreplace") as output:
-            csv.writer(output).writerows([("id", "file", "reason"), *rejected])
+        write_rejected(folder, rejected)
     return {split: entry.samples for split, entry in entries.items()}, len(rejected)
 
 

@@ -10,12 +10,12 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from astropt_ds.data.decode import BadImageError, decode
 from astropt_ds.data.manifest import index_dtype
+from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import IMAGE_SUFFIXES
 from astropt_ds.data.tars import BadTarError, Member, members
 from astropt_ds.errors import UserError
@@ -25,14 +25,6 @@ MAX_SIDE = np.iinfo(np.uint16).max  # pixels, as the index holds them
 
 Kind = tuple[str, int]  # dtype and channels of an image
 Row = tuple[bytes, int, int, int, int, int]  # as index_dtype has them
-
-
-class Rejected(NamedTuple):
-    """A sample that is left out."""
-
-    key: str
-    shard: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from astropt_ds.data.manifest import SPLITS
+from astropt_ds.data.manifest import SPLIT_OF_WORD, SPLITS
 from astropt_ds.errors import UserError
 
-SPLIT_OF_WORD = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
 # a word of its own: in galaxies-train-0001 and train_12, in neither trainee nor contest
 WORD = re.compile(f"(?<![a-z])({'|'.join(SPLIT_OF_WORD)})(?![a-z])", re.IGNORECASE)
 COMPRESSED = re.compile(r"\.(tgz|tar\.[a-z0-9]+)$", re.IGNORECASE)

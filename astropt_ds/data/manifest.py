@@ -20,6 +20,9 @@ from astropt_ds.errors import UserError
 MANIFEST = "manifest.json"
 FORMAT = "astropt_ds-shards-1"
 SPLITS = ("train", "val", "test")
+SPLIT_OF_WORD = {name: name for name in SPLITS} | dict.fromkeys(
+    ("validation", "valid", "dev"), "val"
+)
 
 
 class _Entry(BaseModel):

@@ -6,7 +6,6 @@ with its reason in ``rejected.csv`` beside the shards.
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -18,14 +17,13 @@ from tqdm import tqdm
 
 from astropt_ds.data.manifest import FORMAT, SPLITS, Manifest
 from astropt_ds.data.parallel import parallel
+from astropt_ds.data.rejected import write_rejected
 from astropt_ds.data.shards import write_index
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.plan import Plan, make_plan
 from astropt_ds.ingest.unfinished import finish, is_finished, load_record, unfinished
 from astropt_ds.ingest.write import Writer
-
-REJECTED = "rejected.csv"
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,7 @@ def _complete(job: Job, plan: Plan, folder: Path) -> Report:
         )
     Manifest(format=FORMAT, splits=entries, **_pixels(job, plan)).save(folder)
     if rejected:
-        with (folder / REJECTED).open("w", newline="") as output:
-            csv.writer(output).writerows([("id", "file", "reason"), *rejected])
+        write_rejected(folder, rejected)
     samples = {name: entry.samples for name, entry in entries.items()}
     return Report(samples, len(rejected), plan.how)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from astropt_ds.data.manifest import SPLITS
+from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.stretch import Stretch
 from astropt_ds.errors import UserError
 from astropt_ds.ingest import splits
@@ -18,14 +19,6 @@ from astropt_ds.ingest.source import FILE, ID, ROW, Facts, Row, optional
 from astropt_ds.ingest.survey import BESIDE, Survey, open_survey
 
 SPLIT = "__split__"
-
-
-class Rejected(NamedTuple):
-    """An image that cannot be used."""
-
-    id: str
-    file: str
-    reason: str
 
 
 class Part(NamedTuple):

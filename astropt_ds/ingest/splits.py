@@ -10,15 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from astropt_ds.data.manifest import SPLITS
+from astropt_ds.data.manifest import SPLIT_OF_WORD, SPLITS
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.cells import text_of
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.source import FILE, ID, optional
 
-NAMES = {"train": "train", "val": "val", "test": "test"} | dict.fromkeys(
-    ("validation", "valid", "dev"), "val"
-)
 _NAMED = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
 
@@ -84,7 +81,7 @@ def split_in_path(path: str) -> str | None:
     """
     for part in PurePath(path).parts:
         if match := _NAMED.match(part):
-            return NAMES[match[1].lower()]
+            return SPLIT_OF_WORD[match[1].lower()]
     return None
 
 
@@ -120,7 +117,7 @@ def _hashed(job: Job, groups: pd.Series) -> pd.Series:
 
 def _named_in(column: pd.Series, name: str) -> pd.Series:
     texts = column.astype(object).map(lambda value: text_of(value).lower(), na_action="ignore")
-    splits = texts.map(NAMES)
+    splits = texts.map(SPLIT_OF_WORD)
     if len(others := column[splits.isna() & texts.notna()]):
         value = text_of(others.iloc[0])
         count = int((others.map(text_of) == value).sum())

@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 
 from astropt_ds.data.manifest import FORMAT, index_dtype
+from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import Shard
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.plan import SPLIT, Plan, Rejected
+from astropt_ds.ingest.plan import SPLIT, Plan
 from astropt_ds.ingest.source import FILE, ID, ROW
 
 RECORDS = "records"

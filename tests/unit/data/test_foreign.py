@@ -12,9 +12,10 @@ import webdataset
 from PIL import Image
 
 from astropt_ds.data.decode import decode, encode_fluxes
-from astropt_ds.data.foreign import REJECTED, index_shards
+from astropt_ds.data.foreign import index_shards
 from astropt_ds.data.foreign_splits import split_of_name
 from astropt_ds.data.manifest import MANIFEST
+from astropt_ds.data.rejected import REJECTED
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
 from astropt_ds.data.verify import verify
