@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 from astropt_ds.errors import UserError
@@ -72,12 +73,15 @@ class Pool:
             self._workers.append(_Worker(process, pipes[number][0]))
         for _, far_end in pipes:
             far_end.close()
+        # also when nobody calls close: at the interpreter's exit multiprocessing would send them
+        # SIGTERM, which they ignore, and wait
+        processes = [worker.process for worker in self._workers]
+        self._end = Finalize(self, _kill, (processes,), exitpriority=0)
 
     def close(self) -> None:
         """End the processes, whatever they are at: they hold nothing that must be saved."""
+        self._end()
         for worker in self._workers:
-            worker.process.kill()
-            worker.process.join()
             worker.alive = False
 
     def slots(self, stream: str) -> list[memoryview]:
@@ -173,6 +177,13 @@ class Pool:
         except Exception as error:  # ours, not the user's: shown in full here, told in short there
             traceback.print_exc(file=sys.stderr)
             return Failure(f"reading failed unexpectedly: {error!r}")
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 def _obituary(process: BaseProcess) -> str:

@@ -293,6 +293,19 @@ def test_workers_end_with_the_process_that_made_them(tiny, tmp_path):
         time.sleep(0.05)
 
 
+def test_a_process_that_forgets_its_workers_ends_all_the_same(tiny):
+    script = (
+        "import sys\n"
+        "from astropt_ds.config_source import load_config\n"
+        "from astropt_ds.data.loader import Galaxies\n"
+        "g = Galaxies(load_config('1m', sys.argv[1:])); g.open(0, 1)\n"
+        "next(next(g.steps(0, 9)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", script, *tiny, "data.workers=2"]
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
+
+
 def running(pid):
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
