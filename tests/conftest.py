@@ -26,6 +26,10 @@ REPOSITORY = Path(__file__).parent.parent
 REQUIRED = os.environ.get("ASTROPT_REQUIRE", "").split(",")
 
 
+def pytest_report_header():
+    return f"galaxies: {find_galaxies() or 'simulated ones, since the real ones are not here'}"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where ASTROPT_REQUIRE names what a test needs, a skip for its absence is a failure."""
@@ -62,7 +66,7 @@ def write_images(folder: Path, count: int, side: int = 64, **columns) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory) -> Path:
+def blob_shards(tmp_path_factory) -> Path:
     """Shards of 150 blobs of 64 pixels, several shards a split. Not to be changed: copy it."""
     folder = tmp_path_factory.mktemp("survey")
     catalogue = write_images(folder, 150)
@@ -76,6 +80,31 @@ def shards(tmp_path_factory) -> Path:
     )
     make_shards(job)
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def shards(blob_shards) -> Path:
+    """What tests train on unless their module says otherwise."""
+    return blob_shards
+
+
+@pytest.fixture(scope="session")
+def real_shards(galaxies, blob_shards, tmp_path_factory) -> Path:
+    """Shards of real galaxies where they lie, of blobs elsewhere. Not to be changed: copy it."""
+    if galaxies is None:
+        return blob_shards
+    job = Job(
+        images=galaxies,
+        catalogue=galaxies / "manifest.csv",
+        filter='subset == "legacy_512"',
+        group_column="group",
+        output=tmp_path_factory.mktemp("real") / "shards",
+        samples_per_shard=40,
+        val_fraction=0.15,
+        test_fraction=0,
+    )
+    make_shards(job)
+    return job.output
 
 
 TINY = (
@@ -104,14 +133,18 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def galaxies() -> Path | None:
-    """The folder of real galaxies: ASTROPT_GALAXIES, or the one beside the repository, or none."""
+def find_galaxies() -> Path | None:
     named = os.environ.get("ASTROPT_GALAXIES")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "galaxies"
     if named and not (folder / "manifest.csv").is_file():
         raise FileNotFoundError(f"ASTROPT_GALAXIES={named}: no manifest.csv there")
     return folder if (folder / "manifest.csv").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def galaxies() -> Path | None:
+    """The folder of real galaxies: ASTROPT_GALAXIES, or the one beside the repository, or none."""
+    return find_galaxies()
 
 
 Launch = Callable[..., subprocess.CompletedProcess]

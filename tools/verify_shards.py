@@ -16,7 +16,7 @@ from astropt_ds.errors import UserError, run_cli
 
 EXIT_FAULTS = 1
 CHECKING = ("fraction", "seed", "split", "decode")
-LISTING = ("output", "member", *SPLITS)
+LISTING = ("output", "member", "nan", *SPLITS)
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
     listing = parser.add_argument_group("listing, where manifest.json and the indices are written")
     listing.add_argument("--output", type=Path, metavar="DIR", help="default: beside the shards")
     listing.add_argument("--member", help="suffix of the image, where a key has several")
+    listing.add_argument("--nan", choices=("reject", "zero"), help="fluxes with NaN (reject)")
     for split in SPLITS:
         listing.add_argument(f"--{split}", metavar="GLOB", help=f"the shards of {split}")
     given = vars(parser.parse_args(argv))
@@ -64,7 +65,8 @@ def check_shards(data: Path, **options: Any) -> None:
 
 def list_shards(folder: Path, **options: Any) -> None:
     globs = {split: options.pop(split) for split in SPLITS if split in options}
-    report = index_shards(folder, globs=globs, **options)
+    keep_nan = options.pop("nan", "reject") == "zero"
+    report = index_shards(folder, globs=globs, keep_nan=keep_nan, **options)
     if report.compressed:
         print(f"{report.compressed} compressed tar files passed over; unpacked to .tar they count")
     if report.damaged:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from astropt_ds.data.transfer import Transfer
+from astropt_ds.data.transfer import Transfer, with_retries
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file
 
@@ -50,11 +50,11 @@ class Cache:
         """
         path = self._path(name, sha256)
         with self._locked(path.name):
-            if not self._has(path, size):
+            while (descriptor := _open(path)) is None:  # it may make room at any moment
                 self._fetch(transfer, name, size, sha256, path)
-            now = time.time_ns()  # the system's own stamps are milliseconds apart
-            os.utime(path, ns=(now, now))
-            return os.open(path, os.O_RDONLY)
+        now = time.time_ns()  # the system's own stamps are milliseconds apart
+        os.utime(descriptor, ns=(now, now))
+        return descriptor
 
     def fetch_unless_busy(self, transfer: Transfer, name: str, size: int, sha256: str) -> None:
         """Fetch a file ahead of its use; left alone where another process is at it.
@@ -64,21 +64,16 @@ class Cache:
         """
         path = self._path(name, sha256)
         with self._locked(path.name, wait=False) as mine:
-            if mine and not self._has(path, size):
+            if mine and not path.exists():
                 self._fetch(transfer, name, size, sha256, path)
 
     def _path(self, name: str, sha256: str) -> Path:
         return self.folder / f"{sha256[:32]}-{Path(name).name}"
 
-    @staticmethod
-    def _has(path: Path, size: int) -> bool:
-        return path.is_file() and path.stat().st_size == size
-
     def _fetch(self, transfer: Transfer, name: str, size: int, sha256: str, path: Path) -> None:
         partial = path.with_name(path.name + PARTIAL)
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(2 ** (attempt - 1))
+
+        def fetch() -> None:
             while not self._make_room(partial, size):
                 time.sleep(0.1)  # until what others are fetching is complete, and may be dropped
             try:
@@ -88,14 +83,10 @@ class Cache:
                 if sha256_file(partial) != sha256:
                     raise OSError("what came does not match its checksum in the manifest")
                 os.replace(partial, path)
-                return
-            except Exception as error:  # each transport has its own kinds
-                problem = " ".join(str(error).split()) or repr(error)
             finally:
                 partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{transfer.full(name)}: cannot be fetched, tried {self.retries + 1} times ({problem})"
-        )
+
+        with_retries(fetch, self.retries, transfer.full(name))
 
     def _make_room(self, partial: Path, size: int) -> bool:
         """Reserve a file's place by an empty one of its size, dropping what was used least.
@@ -108,14 +99,14 @@ class Cache:
                 f"has {size / 1e9:g}"
             )
         with self._locked("folder"):
-            files = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+            files = _files(self.folder)
             total = sum(facts.st_size for _, facts in files)
-            for path, _ in sorted(files, key=lambda file: file[1].st_mtime_ns):
+            for path, facts in sorted(files, key=lambda file: file[1].st_mtime_ns):
                 if total + size <= self.limit:
                     break
                 if path.suffix != PARTIAL or self._abandoned(path):
-                    total -= path.stat().st_size
-                    path.unlink()
+                    path.unlink(missing_ok=True)
+                    total -= facts.st_size
             if total + size > self.limit:
                 return False
             with partial.open("wb") as file:
@@ -137,3 +128,22 @@ class Cache:
                 yield False
                 return
             yield True
+
+
+def _open(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
+def _files(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files of a folder, some of which may be gone by now."""
+    found = []
+    for entry in os.scandir(folder):
+        try:
+            if entry.is_file():
+                found.append((Path(entry.path), entry.stat()))
+        except FileNotFoundError:  # renamed or dropped since
+            continue
+    return found

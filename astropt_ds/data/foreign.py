@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from astropt_ds.data.foreign_scan import Kind, Scanned, Source, scan, survey
+from astropt_ds.data.foreign_scan import Kind, Scanned, Source, scan_headers, scan_images
 from astropt_ds.data.foreign_splits import find_shards
 from astropt_ds.data.manifest import FORMAT, MANIFEST, SPLITS, Manifest, index_dtype
 from astropt_ds.data.parallel import parallel
@@ -52,6 +52,7 @@ def index_shards(
     output: Path | None = None,
     globs: dict[str, str] | None = None,
     member: str | None = None,
+    keep_nan: bool = False,
     processes: int = 1,
 ) -> Report:
     """Write ``manifest.json`` and the index of each split for shards that are there.
@@ -61,6 +62,7 @@ def index_shards(
         output: where to write; beside the shards if None.
         globs: {split: pattern of shard names}; if there are none the names tell the splits.
         member: the suffix of the image, all behind the key's dot, where a key has several.
+        keep_nan: fluxes with pixels that are not finite stay, to be read as zero there.
         processes: that share the shards.
 
     Raises:
@@ -71,7 +73,9 @@ def index_shards(
     target = output or folder
     if (target / MANIFEST).exists():
         raise UserError(f"{target / MANIFEST}: exists already; remove it to list the shards anew")
-    sources = [Source(folder, name, member) for names in found.splits.values() for name in names]
+    sources = [
+        Source(folder, name, member, keep_nan) for names in found.splits.values() for name in names
+    ]
     root = None if target.resolve() == folder.resolve() else str(folder.resolve())
     new = not target.exists()
     try:
@@ -79,11 +83,11 @@ def index_shards(
         # made first, lest a folder that cannot be written to is found out after hours
         partial = Path(tempfile.mkdtemp(prefix=".index-", dir=target))
         try:
-            damaged, count = _survey(sources, processes)
+            damaged, count = _scan_headers(sources, processes)
             if damaged:
                 return Report(damaged, {}, 0, found.named, found.compressed)
-            scanned = _scan(sources, count, processes)
-            samples, rejected = _write(found.splits, scanned, root, partial)
+            scanned = _scan_images(sources, count, processes)
+            samples, rejected = _write(found.splits, scanned, root, keep_nan, partial)
             _publish(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -96,11 +100,11 @@ def index_shards(
     return Report([], samples, rejected, found.named, found.compressed)
 
 
-def _survey(sources: list[Source], processes: int) -> tuple[list[str], int]:
+def _scan_headers(sources: list[Source], processes: int) -> tuple[list[str], int]:
     """What is wrong with each damaged shard, and the number of samples in the others."""
     damaged, count = [], 0
-    with tqdm(total=len(sources), unit="shard", disable=None, desc="survey") as progress:
-        for result in parallel(survey, sources, processes):
+    with tqdm(total=len(sources), unit="shard", disable=None, desc="headers") as progress:
+        for result in parallel(scan_headers, sources, processes):
             if result.damage:
                 damaged.append(result.damage)
             count += result.samples
@@ -108,29 +112,36 @@ def _survey(sources: list[Source], processes: int) -> tuple[list[str], int]:
     return damaged, count
 
 
-def _scan(sources: list[Source], count: int, processes: int) -> list[Scanned]:
+def _scan_images(sources: list[Source], count: int, processes: int) -> list[Scanned]:
     scanned = []
     with tqdm(total=count, unit="image", disable=None, desc="index") as progress:
-        for shard in parallel(scan, sources, processes):
+        for shard in parallel(scan_images, sources, processes):
             scanned.append(shard)
             progress.update(shard.samples)
     return scanned
 
 
 def _write(
-    splits: dict[str, list[str]], scanned: list[Scanned], root: str | None, folder: Path
+    splits: dict[str, list[str]],
+    scanned: list[Scanned],
+    root: str | None,
+    keep_nan: bool,
+    folder: Path,
 ) -> tuple[dict[str, int], int]:
     """Write indices, manifest and what is left out; the samples of each split, and left out."""
     rejected = [line for shard in scanned for line in shard.rejected]
     dtype, channels = kind = _commonest_kind(scanned, rejected)
     shards = {shard.name: _of_kind(shard, kind, rejected) for shard in scanned}
     entries = {}
+    # what is in training, too, is of no use to measure with: there it is left out
+    names = [name for split in ("val", "test", "train") for name in splits[split]]
+    once = _without_repeats([shards[name] for name in names], rejected)
+    unique = dict(zip(names, once, strict=True))
     for split in SPLITS:
-        own = [shards[name] for name in splits[split]]
-        entries[split] = write_index(folder, split, _without_repeats(own, rejected))
+        entries[split] = write_index(folder, split, [unique[name] for name in splits[split]])
     facts: dict[str, Any] = {"dtype": dtype, "channels": channels}  # checked by the manifest
     facts["bands"] = ["R", "G", "B"] if dtype == "uint8" else [f"band{i}" for i in range(channels)]
-    facts["nan"] = "none" if dtype == "uint8" else "zero"
+    facts["nan"] = "zero" if dtype == "float32" and keep_nan else "none"
     Manifest(format=FORMAT, **facts, root=root, splits=entries).save(folder)
     if rejected:
         write_rejected(folder, rejected)
@@ -169,7 +180,7 @@ def _of_kind(shard: Scanned, kind: Kind, rejected: list[Rejected]) -> Shard:
 
 
 def _without_repeats(shards: list[Shard], rejected: list[Rejected]) -> list[Shard]:
-    """The shards of a split without what is in it already: the same image under the same key.
+    """The shards without what is in those before: the same image under the same key.
 
     A key may name other images in other shards: some sets are numbered anew in each.
     """

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from astropt_ds.data.decode import BadImageError, decode
-from astropt_ds.data.manifest import index_dtype
+from astropt_ds.data.manifest import MAX_SIDE, index_dtype
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import IMAGE_SUFFIXES
 from astropt_ds.data.tars import BadTarError, Member, members
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file
-
-MAX_SIDE = np.iinfo(np.uint16).max  # pixels, as the index holds them
 
 Kind = tuple[str, int]  # dtype and channels of an image
 Row = tuple[bytes, int, int, int, int, int]  # as index_dtype has them
@@ -34,6 +32,7 @@ class Source:
     folder: Path
     name: str
     member: str | None
+    keep_nan: bool  # images with pixels that are not finite
 
     @property
     def path(self) -> Path:
@@ -56,7 +55,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Surveyed:
+class Headers:
     """The number of samples in a shard, or what is wrong with it as a whole."""
 
     samples: int = 0
@@ -79,7 +78,7 @@ class Scanned:
         return len(self.rejected) + sum(map(len, self.rows.values()))
 
 
-def survey(source: Source) -> Surveyed:
+def scan_headers(source: Source) -> Headers:
     """Go through the headers of a shard.
 
     Raises:
@@ -88,9 +87,9 @@ def survey(source: Source) -> Surveyed:
     try:
         samples = source.samples()
     except BadTarError as error:
-        return Surveyed(damage=f"{source.path}: {error}")
+        return Headers(damage=f"{source.path}: {error}")
     except OSError as error:
-        return Surveyed(damage=f"{source.path}: cannot be read ({error.strerror})")
+        return Headers(damage=f"{source.path}: cannot be read ({error.strerror})")
     for key, sample in samples.items():
         choices = sorted({member.suffix for member in source.images(sample)})
         if len(choices) > 1:
@@ -98,14 +97,14 @@ def survey(source: Source) -> Surveyed:
                 f"{source.path}: {key} has {len(choices)} images; "
                 f"--member {' or --member '.join(choices)} would be right"
             )
-    return Surveyed(len(samples))
+    return Headers(len(samples))
 
 
-def scan(source: Source) -> Scanned:
+def scan_images(source: Source) -> Scanned:
     """Decode the images of a shard.
 
     Raises:
-        UserError: it is not as it was when it was surveyed.
+        UserError: it is not as it was when its headers were read.
     """
     rows: dict[Kind, list[Row]] = {}
     rejected = []
@@ -113,7 +112,9 @@ def scan(source: Source) -> Scanned:
         with source.path.open("rb") as file:
             for key, sample in source.samples().items():
                 try:
-                    kind, row = _row(file.fileno(), key, _only_image(source, sample))
+                    kind, row = _row(
+                        file.fileno(), key, _only_image(source, sample), source.keep_nan
+                    )
                     rows.setdefault(kind, []).append(row)
                 except BadImageError as error:
                     rejected.append(Rejected(key, source.name, str(error)))
@@ -131,15 +132,19 @@ def _only_image(source: Source, sample: list[Member]) -> Member:
         raise BadImageError(f"has no {source.member or 'image'}, only {others}")
     if len(images) > 1:
         raise BadImageError(f"is there {len(images)} times in its shard")
+    if images[0].link:
+        raise BadImageError("is a link in the tar file, without bytes of its own")
     return images[0]
 
 
-def _row(descriptor: int, key: str, image: Member) -> tuple[Kind, Row]:
+def _row(descriptor: int, key: str, image: Member, keep_nan: bool) -> tuple[Kind, Row]:
     data = os.pread(descriptor, image.size, image.offset)
     pixels = decode(data)
     height, width, channels = pixels.shape
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise BadImageError(f"is {width} x {height} pixels; 1 to {MAX_SIDE} would be right")
+    if not keep_nan and (bad := int((~np.isfinite(pixels)).sum())):
+        raise BadImageError(f"{bad} pixels are not finite; --nan zero would keep it")
     name = key.encode(errors="surrogateescape")
     row = name, image.offset, image.size, zlib.crc32(data), width, height
     return (str(pixels.dtype), channels), row

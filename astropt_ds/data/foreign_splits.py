@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
-from astropt_ds.data.manifest import SPLIT_OF_WORD, SPLITS
+from astropt_ds.data.manifest import SPLITS
+from astropt_ds.data.split_names import split_in_path
 from astropt_ds.errors import UserError
 
-# a word of its own: in galaxies-train-0001 and train_12, in neither trainee nor contest
-WORD = re.compile(f"(?<![a-z])({'|'.join(SPLIT_OF_WORD)})(?![a-z])", re.IGNORECASE)
 COMPRESSED = re.compile(r"\.(tgz|tar\.[a-z0-9]+)$", re.IGNORECASE)
 
 
@@ -51,22 +50,13 @@ def find_shards(folder: Path, globs: dict[str, str]) -> Found:
         raise UserError(f"--index {folder}: {reason}")
     if globs:
         return Found(_by_globs(names, globs), True, len(compressed))
-    told = [split_of_name(name) for name in names]
+    told = [split_in_path(name) for name in names]
     named = None not in told
     splits = {
         split: [n for n, s in zip(names, told, strict=True) if (s if named else "train") == split]
         for split in SPLITS
     }
     return Found(splits, named, len(compressed))
-
-
-def split_of_name(name: str) -> str | None:
-    """The split that a file's or else its folder's name tells; None if none, or more than one."""
-    for part in reversed(PurePosixPath(name).with_suffix("").parts):
-        told = {SPLIT_OF_WORD[word.lower()] for word in WORD.findall(part)}
-        if told:
-            return told.pop() if len(told) == 1 else None
-    return None
 
 
 def _by_globs(names: list[str], globs: dict[str, str]) -> dict[str, list[str]]:

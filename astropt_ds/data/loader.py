@@ -53,6 +53,10 @@ class _Reading:
         slots = _slots(slot, len(rows), self.config, reader.survey.dtype)
         return reader.read(np.asarray(rows), elements, slots)
 
+    def close(self) -> None:
+        while self.readers:
+            self.readers.popitem()[1].close()
+
     def _read_ahead(self, position: int) -> None:
         """Ask for the shards of the next window before this one ends."""
         survey = self.readers[TRAINING].survey
@@ -98,6 +102,7 @@ class Galaxies:
         hash: of the data, which a resumed run must find unchanged.
         warnings: what is known to be wrong with the data before the run starts.
         grid: the geometry of the images.
+        shard_samples: images in each training shard, by the name that faults have.
         steps_an_epoch: whole global batches in the training split.
         validation_images: in the fixed validation set.
         waited: seconds spent waiting for training batches.
@@ -110,7 +115,8 @@ class Galaxies:
         micro = config.batch.micro or min(LARGEST_DERIVED_MICRO, config.batch.global_images)
         capacity = _slot_bytes(micro, config, np.dtype(np.float32))
         streams = (TRAINING, VALIDATION)
-        self._pool = Pool(_Reading(config), config.data.workers, streams, capacity)
+        self._reading = _Reading(config)
+        self._pool = Pool(self._reading, config.data.workers, streams, capacity)
 
     def open(self, rank: int, ranks: int, pin: bool = False) -> None:
         """Check the data against the configuration, for this process among the others.
@@ -129,14 +135,14 @@ class Galaxies:
         self.micro, self.accumulation = config.batch.split(ranks)
         train, val = Survey(config, TRAINING), Survey(config, VALIDATION)
         for survey in (train, val):
-            for split in survey.splits.values():
-                split.store.check(split.entry, slice(rank, None, ranks), config.data.window)
+            survey.check(rank, ranks, config)
         size, bad, patch = self.grid.side, config.data.max_bad_fraction, self.grid.patch
         self.warnings = [w for survey in (train, val) for w in survey.warnings(size, bad, patch)]
         self.hash = train.hash
         self._order = train.order(config.seed, config.data.window)
         self._sources = list(train.splits)
         self.steps_an_epoch = len(train) // config.batch.global_images
+        self.shard_samples = train.shard_samples
         self._dtype = train.dtype
         self._validation = val.head(config.eval.images)
         self.validation_images = len(self._validation)
@@ -177,8 +183,9 @@ class Galaxies:
         return {s: count / samples for s, count in zip(self._sources, counts, strict=True)}
 
     def close(self) -> None:
-        """End the reading processes."""
+        """End the reading processes, and close what this one opened in their place."""
         self._pool.close()
+        self._reading.close()
 
     def _batches(self, split: str, items: Iterable[Any]) -> Iterator[Batch]:
         results = self._pool.run(split, items)

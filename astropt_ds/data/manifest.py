@@ -20,9 +20,6 @@ from astropt_ds.errors import UserError
 MANIFEST = "manifest.json"
 FORMAT = "astropt_ds-shards-1"
 SPLITS = ("train", "val", "test")
-SPLIT_OF_WORD = {name: name for name in SPLITS} | dict.fromkeys(
-    ("validation", "valid", "dev"), "val"
-)
 
 
 class _Entry(BaseModel):
@@ -107,6 +104,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if manifest.format != FORMAT:
         raise UserError(f"{where}: format {manifest.format!r}; {FORMAT!r} would be right")
     return manifest
+
+
+MAX_SIDE = np.iinfo(np.uint16).max  # pixels, as the index holds them
 
 
 def index_dtype(key_bytes: int) -> np.dtype[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +11,8 @@ import numpy as np
 from astropt_ds.data.decode import BadImageError, decode
 from astropt_ds.data.split import Split
 from astropt_ds.data.survey import Survey
-from astropt_ds.errors import UserError
 from astropt_ds.tokens import Grid, centre_crop
 
-HOPELESS = 32  # images of a shard that failed while none was good: the shard as a whole is bad
 PADDING = -1  # a row that stands for no image: its weight is zero and it is no fault
 
 
@@ -41,15 +38,6 @@ class Slots(NamedTuple):
     rows: np.ndarray
 
 
-@dataclass
-class _OpenShard:
-    split: Split
-    name: str
-    descriptor: int
-    good: int = 0
-    bad: list[str] = field(default_factory=list)
-
-
 class Reader:
     """Reads images of a survey and cuts them into patches. Files stay open, one a shard.
 
@@ -66,7 +54,7 @@ class Reader:
         self.grid = grid
         self.channels = channels
         self._buffer = np.empty(0, dtype=np.uint8)
-        self._open: dict[tuple[str, int], _OpenShard] = {}
+        self._open: dict[str, int] = {}  # shard's file to its descriptor
 
     def read(self, rows: np.ndarray, elements: np.ndarray | None, slots: Slots) -> list[Fault]:
         """Fill a batch with the images in ``rows``.
@@ -87,25 +75,27 @@ class Reader:
                 slots.patches[slot] = 0
                 continue
             split, local = self.survey.locate(int(row))
-            shard = self._shard(split, split.shard_of(local))
+            descriptor = self._descriptor(split, split.shard_of(local))
             try:
-                image = self._image(shard, local)
+                image = self._image(split, local, descriptor)
                 if elements is not None:
                     image = dihedral(image, int(elements[slot]))
                 self.grid.to_patches(image, out=slots.patches[slot])
                 slots.weights[slot] = 1.0
-                shard.good += 1
             except (BadImageError, OSError) as error:
                 slots.patches[slot] = 0
-                fault = Fault(*split.place(local), str(error))
-                faults.append(fault)
-                self._note(shard, fault)
+                faults.append(Fault(*self.survey.place(int(row)), str(error)))
         return faults
 
-    def _image(self, shard: _OpenShard, row: int) -> np.ndarray:
-        entry = shard.split.index[row]
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _image(self, split: Split, row: int, descriptor: int) -> np.ndarray:
+        entry = split.index[row]
         size, offset = int(entry["size"]), int(entry["offset"])
-        data = os.pread(shard.descriptor, size, offset)
+        data = os.pread(descriptor, size, offset)
         if len(data) != size:
             raise BadImageError(f"ends after {len(data)} of {size} bytes")
         if zlib.crc32(data) != int(entry["crc32"]):
@@ -122,32 +112,21 @@ class Reader:
             image = centre_crop(image, self.grid.side)
         except ValueError as error:
             raise BadImageError(str(error)) from None
-        if shard.split.store.manifest.nan == "zero":
+        if split.store.manifest.nan == "zero":
             return np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
         if image.dtype == np.float32 and not np.isfinite(image).all():
             raise BadImageError("holds pixels that are not finite")
         return image
 
-    def _shard(self, split: Split, number: int) -> _OpenShard:
+    def _descriptor(self, split: Split, number: int) -> int:
         name = split.store.file(split.entry.shards[number].name)
-        key = (name, number)
-        if key in self._open:
-            shard = self._open.pop(key)
-        else:
+        descriptor = self._open.pop(name, None)
+        if descriptor is None:
             if len(self._open) >= self.open_files:
-                os.close(self._open.pop(next(iter(self._open))).descriptor)
-            shard = _OpenShard(split, name, split.open_shard(number))
-        self._open[key] = shard  # at the end: used last
-        return shard
-
-    @staticmethod
-    def _note(shard: _OpenShard, fault: Fault) -> None:
-        shard.bad.append(fault.key)
-        if not shard.good and len(shard.bad) >= HOPELESS:
-            raise UserError(
-                f"{shard.name}: none of {len(shard.bad)} images could be used, the last, "
-                f"{fault.key}: {fault.reason}; tools/verify_shards.py says what is wrong"
-            )
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = split.open_shard(number)
+        self._open[name] = descriptor  # at the end: used last
+        return descriptor
 
 
 def dihedral(image: np.ndarray, element: int) -> np.ndarray:

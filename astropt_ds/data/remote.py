@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,7 +12,7 @@ from astropt_ds.config import DataConfig
 from astropt_ds.data.cache import Cache
 from astropt_ds.data.manifest import MANIFEST, Manifest, ShardEntry, SplitEntry, parse_manifest
 from astropt_ds.data.store import Folder, Store
-from astropt_ds.data.transfer import PIPE, Transfer, open_transfer
+from astropt_ds.data.transfer import PIPE, Transfer, open_transfer, with_retries
 from astropt_ds.errors import UserError
 
 
@@ -64,15 +63,13 @@ class Remote:
         for shard in shards:
             self._ahead.submit(self._fetch, shard)
 
-    def check(self, split: SplitEntry, part: slice, window: int) -> None:
-        """The cache must hold two windows of shards, or it would drop what it needs next."""
-        needed = 2 * window * max(shard.bytes for shard in split.shards)
-        total = split.index_bytes + sum(shard.bytes for shard in split.shards)
-        if self.cache.limit < min(needed, total):
-            raise UserError(
-                f"data.cache_gb={self.cache.limit / 1e9:g}: two windows of data.window={window} "
-                f"shards of {self} need {min(needed, total) / 1e9:.3g}"
-            )
+    def check(self, split: SplitEntry, part: slice) -> None:
+        """Nothing: a shard that cannot be had is told when it is fetched."""
+
+    def cached_bytes(self, split: SplitEntry, window: int) -> int:
+        """Two windows of shards and the index, or else the cache would drop what is needed next."""
+        sizes = sorted((shard.bytes for shard in split.shards), reverse=True)
+        return split.index_bytes + sum(sizes[: 2 * window])
 
     def _fetch(self, shard: ShardEntry) -> None:
         with suppress(UserError):  # told when the shard is needed
@@ -83,14 +80,5 @@ def _fetch_manifest(transfer: Transfer, retries: int) -> Manifest:
     where = transfer.full(MANIFEST)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MANIFEST
-        for attempt in range(retries + 1):
-            if attempt:
-                time.sleep(2 ** (attempt - 1))
-            try:
-                transfer.fetch(MANIFEST, path)
-                return parse_manifest(path.read_bytes(), where)
-            except UserError:
-                raise
-            except Exception as error:  # each transport has its own kinds
-                problem = " ".join(str(error).split()) or repr(error)
-    raise UserError(f"{where}: cannot be fetched, tried {retries + 1} times ({problem})")
+        with_retries(lambda: transfer.fetch(MANIFEST, path), retries, where)
+        return parse_manifest(path.read_bytes(), where)

@@ -20,7 +20,7 @@ import webdataset
 
 from astropt_ds.data.manifest import ShardEntry, SplitEntry, index_dtype
 from astropt_ds.data.tars import members
-from astropt_ds.files import sha256_file
+from astropt_ds.files import sha256_file, sync_file
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "npy")
 
@@ -64,6 +64,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> Shard:
     ]
     index = np.array(rows, dtype=index_dtype(max((len(row[0]) for row in rows), default=1)))
     shard = Shard(path.name, partial.stat().st_size, sha256_file(partial), index)
+    sync_file(partial)
     os.replace(partial, path)
     return shard
 

@@ -28,8 +28,11 @@ class Store(Protocol):
     def read_ahead(self, shards: Iterable[ShardEntry]) -> None:
         """Have these shards at hand soon."""
 
-    def check(self, split: SplitEntry, part: slice, window: int) -> None:
+    def check(self, split: SplitEntry, part: slice) -> None:
         """Look for a part of a split's shards before a run needs them; raises UserError."""
+
+    def cached_bytes(self, split: SplitEntry, window: int) -> int:
+        """What a run needs of the local cache for a split."""
 
 
 class Folder:
@@ -81,7 +84,11 @@ class Folder:
     def read_ahead(self, shards: Iterable[ShardEntry]) -> None:
         """Nothing to do: they are at hand."""
 
-    def check(self, split: SplitEntry, part: slice, window: int) -> None:
+    def cached_bytes(self, split: SplitEntry, window: int) -> int:
+        """Nothing: the folder is at hand."""
+        return 0
+
+    def check(self, split: SplitEntry, part: slice) -> None:
         """Every shard of a part of the split is there with its size, and no other one beside."""
         for shard in split.shards[part]:
             path = self.shard(shard)

@@ -95,16 +95,58 @@ class Survey:
         number = int(np.searchsorted(self.first, row, side="right")) - 1
         return list(self.splits.values())[number], row - int(self.first[number])
 
+    def place(self, row: int) -> tuple[str, str]:
+        """(shard, key) of a sample, for messages; of several sources, the shard's is named, too."""
+        split, local = self.locate(row)
+        shard, key = split.place(local)
+        return self._label(split, shard), key
+
+    @property
+    def shard_samples(self) -> dict[str, int]:
+        """Samples in each shard, by the names that :meth:`place` gives."""
+        return {
+            self._label(split, shard.name): shard.samples
+            for split in self.splits.values()
+            for shard in split.entry.shards
+        }
+
+    def _label(self, split: Split, shard: str) -> str:
+        if len(self.splits) == 1:
+            return shard
+        return f"{next(name for name, s in self.splits.items() if s is split)}/{shard}"
+
     def head(self, images: int) -> np.ndarray:
-        """Sample numbers of a fixed part: each source's first, in proportion to its weight."""
-        total = sum(source.weight for source in self.sources.values())
-        parts = []
-        for first, split, source in zip(
-            self.first, self.splits.values(), self.sources.values(), strict=False
-        ):
-            share = max(1, round(images * source.weight / total))
-            parts.append(first + np.arange(min(share, len(split))))
-        return np.concatenate(parts)[: max(images, len(parts))]
+        """Sample numbers of a fixed part: each source's first, in proportion to its weight.
+
+        As many as asked for where there are so many, but one of each source at least.
+        """
+        weights = np.array([source.weight for source in self.sources.values()])
+        ends = np.round(images * np.cumsum(weights) / weights.sum()).astype(int)
+        shares = np.maximum(np.diff(ends, prepend=0), 1)
+        return np.concatenate(
+            [
+                first + np.arange(min(share, len(split)))
+                for first, share, split in zip(
+                    self.first, shares, self.splits.values(), strict=False
+                )
+            ]
+        )
+
+    def check(self, rank: int, ranks: int, config: Config) -> None:
+        """Look for this rank's part of the shards, and at the cache that remote ones need.
+
+        Raises:
+            UserError: a shard is missing or surplus, or the cache too small.
+        """
+        for split in self.splits.values():
+            split.store.check(split.entry, slice(rank, None, ranks))
+        window, limit = config.data.window, config.data.cache_gb
+        needed = sum(s.store.cached_bytes(s.entry, window) for s in self.splits.values())
+        if needed > limit * 1e9:
+            raise UserError(
+                f"data.cache_gb={limit:g}: two windows of data.window={window} shards of each "
+                f"source need {needed / 1e9:.3g}"
+            )
 
     def warnings(self, size: int, max_bad_fraction: float, patch: int) -> list[str]:
         """What is known to be wrong with the images before they are read.

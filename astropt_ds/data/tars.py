@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 from webdataset.tariterators import base_plus_ext
 
 BLOCK = tarfile.BLOCKSIZE
-META = re.compile("__[^/]*__($|/)")  # what WebDataset skips: no samples
+META = re.compile(r"^__[^/]*__($|/)|(^|/)\._")  # no samples: what WebDataset skips, and macOS adds
 
 
 class BadTarError(ValueError):
@@ -37,20 +37,21 @@ class Member(NamedTuple):
     suffix: str  # all behind the first dot of the base name, in lower case
     offset: int  # of its bytes
     size: int
+    link: bool  # to another member, without bytes of its own
 
 
 def members(file: IO[bytes], start: int = 0) -> Iterator[Member]:
     """The members of an uncompressed tar file, in its order.
 
-    Files that WebDataset takes for no part of a sample are passed over, as are folders and links.
+    Files that WebDataset takes for no part of a sample are passed over, as are folders.
 
     Args:
         file: open for reading, seekable.
         start: the byte at which to begin; a header, or the archive's end.
 
     Raises:
-        BadTarError: a header is damaged, or the file does not end as a tar file does; raised after
-            the members before it.
+        BadTarError: a header is damaged, a member is sparse, or the file does not end as a tar file
+            does; raised after the members before it.
     """
     file.seek(start)
     try:
@@ -65,10 +66,14 @@ def members(file: IO[bytes], start: int = 0) -> Iterator[Member]:
             raise BadTarError(f"cut off or damaged ({error})", byte) from None
         if member is None:
             break
-        if member.isreg() and not META.match(member.name):
+        if member.issparse():  # its bytes do not lie there as they are
+            raise BadTarError(f"{member.name} is a sparse file", member.offset)
+        link = member.islnk() or member.issym()
+        if (member.isreg() or link) and not META.search(member.name):
             key, suffix = base_plus_ext(member.name)
             if key is not None:
-                yield Member(key, suffix.lower(), member.offset_data, member.size)
+                size = 0 if link else member.size
+                yield Member(key, suffix.lower(), member.offset_data, size, link)
     _check_end(file, tar.offset)
 
 

@@ -8,18 +8,23 @@ that writes a file to its standard output, ``{}`` in it standing for the file's 
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from astropt_ds.errors import UserError
 
 PIPE = "pipe:"
 CONNECT_TIMEOUT, STALL_TIMEOUT = 30, 60  # seconds without an answer, or without a byte
+
+Result = TypeVar("Result")
 
 
 class Transfer(Protocol):
@@ -39,10 +44,10 @@ def open_transfer(url: str) -> Transfer:
         UserError: an unknown protocol, one that needs a package that is not installed, or a
             command without ``{}``.
     """
-    return _Pipe(url) if url.startswith(PIPE) else _Remote(url)
+    return _Pipe(url) if url.startswith(PIPE) else _FileSystem(url)
 
 
-class _Remote:
+class _FileSystem:
     def __init__(self, url: str) -> None:
         import fsspec
 
@@ -94,35 +99,59 @@ class _Pipe:
 
     def fetch(self, name: str, path: Path) -> None:
         command = self.command.replace("{}", shlex.quote(name))
-        with path.open("wb") as output:
+        with path.open("wb") as output, tempfile.TemporaryFile() as errors:
+            # through a pipe: the command ends with the process that reads from it
             process = subprocess.Popen(
                 command,
                 shell=True,
-                stdout=output,
-                stderr=subprocess.PIPE,
-                text=True,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 start_new_session=True,  # a group of its own: it ends with all that it started
             )
             try:
-                _wait_while_growing(process, path)
-            finally:
+                assert process.stdout is not None
+                _copy(process.stdout.fileno(), output)
+            except BaseException:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                _, errors = process.communicate()
-        if process.returncode:
-            last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise OSError(f"exit code {process.returncode}: {last}")
+                raise
+            finally:
+                process.communicate()
+            if process.returncode:
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip().splitlines()
+                raise OSError(f"exit code {process.returncode}: {(said or ['no message'])[-1]}")
 
 
-def _wait_while_growing(process: subprocess.Popen, path: Path) -> None:
-    size, since = 0, time.monotonic()
+def _copy(descriptor: int, output: IO[bytes]) -> None:
     while True:
-        try:
-            process.wait(timeout=0.1)
+        ready, _, _ = select.select([descriptor], [], [], STALL_TIMEOUT)
+        if not ready:
+            raise OSError(f"no byte for {STALL_TIMEOUT} s")
+        data = os.read(descriptor, 1 << 20)
+        if not data:
             return
-        except subprocess.TimeoutExpired:
-            now = path.stat().st_size
-            if now > size:
-                size, since = now, time.monotonic()
-            elif time.monotonic() - since > STALL_TIMEOUT:
-                raise OSError(f"no byte for {STALL_TIMEOUT} s") from None
+        output.write(data)
+
+
+def with_retries(action: Callable[[], Result], retries: int, what: str) -> Result:
+    """Do something that may fail for a while, after 1, 2, 4, ... seconds again.
+
+    Args:
+        action: a transfer.
+        retries: how often again.
+        what: is transferred, for the message.
+
+    Raises:
+        UserError: it failed each time, or is a user's mistake.
+    """
+    for attempt in range(retries + 1):
+        if attempt:
+            time.sleep(2 ** (attempt - 1))
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:  # each transport has its own kinds
+            problem = " ".join(str(error).split()) or repr(error)
+    raise UserError(f"{what}: cannot be fetched, tried {retries + 1} times ({problem})")

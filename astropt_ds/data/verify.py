@@ -71,15 +71,22 @@ def verify(
     splits = tuple(manifest.splits) if split is None else (split,)
     pixels = Pixels(manifest.dtype, manifest.channels) if decode else None
     faults = [Fault(str(path), None, "is not in the manifest") for path in store.unlisted()]
+    if len(manifest.bands) != manifest.channels:
+        reason = f"names {len(manifest.bands)} bands for {manifest.channels} channels"
+        faults.append(Fault(str(folder / MANIFEST), None, reason))
+    indices: dict[str, Path] = {}  # that can be read
     tasks: list[ShardTask] = []
     split_of: list[str] = []
     for name in splits:
         entry = manifest.splits[name]
         known = _check_index(folder, name, entry, faults)
+        if path := next(iter(known), None):
+            indices[name] = path
         for shard, first, index in zip(entry.shards, _first_rows(entry), known, strict=True):
             path = store.shard(shard)
             tasks.append(ShardTask(path, shard, index, first, fraction, seed, pixels))
             split_of.append(name)
+    faults += _in_two_splits(indices)
     listed = sum(manifest.splits[name].samples for name in splits)
     results = []
     with tqdm(total=listed, unit="image", disable=None, desc="verify") as progress:
@@ -141,8 +148,34 @@ def _check_index(
         sound = zlib.crc32(rows.tobytes()) == shard.index_crc32
         if not sound:
             fault(f"the rows of {shard.name} do not match their checksum in {MANIFEST}")
+        if sound and len(rows) and (least := int(_sides(rows).min())) != shard.smallest:
+            reason = f"{shard.name}: smallest is {shard.smallest}; the index says {least} pixels"
+            faults.append(Fault(str(folder / MANIFEST), None, reason))
         known.append(path if sound else None)
     return known
+
+
+def _sides(rows: np.ndarray) -> np.ndarray:
+    """The shortest side of each image; pixels."""
+    return np.minimum(rows["width"], rows["height"])
+
+
+def _in_two_splits(indices: dict[str, Path]) -> list[Fault]:
+    """Images of an evaluation split that are in the training split, too, bytes and all."""
+    found = []
+    for name in ("val", "test"):
+        if name in indices and "train" in indices:
+            own, train = (np.load(indices[split], mmap_mode="r") for split in (name, "train"))
+            shared = np.intersect1d(own["key"], train["key"])
+            same = [i[np.isin(i["key"], shared)][["key", "size", "crc32"]] for i in (own, train)]
+            for key in np.intersect1d(*same)["key"]:
+                reason = "is in split 'train', too, with the same bytes"
+                found.append(Fault(str(indices[name]), _text(key), reason))
+    return found
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="surrogateescape")
 
 
 def _first_rows(entry: SplitEntry) -> list[int]:
@@ -157,6 +190,6 @@ def _repeated(index: np.ndarray) -> list[tuple[str, int]]:
     rows = index[np.isin(index["key"], doubled)]  # sorting whole rows of millions takes minutes
     found, times = np.unique(rows[["key", "size", "crc32"]], return_counts=True)
     return [
-        (image["key"].decode(errors="surrogateescape"), int(count))
+        (_text(image["key"]), int(count))
         for image, count in zip(found[times > 1], times[times > 1], strict=True)
     ]

@@ -170,4 +170,4 @@ def _astropy(path: Path, kind: str) -> tuple[list[str], Read]:
 def _unpadded(column: pd.Series) -> pd.Series:
     if not pd.api.types.is_string_dtype(column):
         return column
-    return column.map(lambda cell: cell.strip(PADDING) if isinstance(cell, str) else cell)
+    return column.map(lambda cell: cell.rstrip(PADDING) if isinstance(cell, str) else cell)

@@ -21,15 +21,15 @@ _BYTES_AS_TEXT = re.compile(r"""b'.*'|b".*\"""", re.DOTALL)
 def text_of(value: Any) -> str:
     """An id or group as text, every digit and letter of it kept.
 
-    Bytes are decoded and freed of padding, whether they are bytes or were turned into "b'...'" on
-    their way; 7.0 from a float column is 7.
+    Bytes are decoded and freed of padding at their end, whether they are bytes or were turned into
+    "b'...'" on their way; 7.0 from a float column is 7.
     """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str) and _BYTES_AS_TEXT.fullmatch(value):
         value = _literal_bytes(value)
     if isinstance(value, bytes):
-        text = value.decode(errors="backslashreplace").strip(PADDING)
+        text = value.decode(errors="backslashreplace").rstrip(PADDING)
         return text_of(text) if _BYTES_AS_TEXT.fullmatch(text) else text
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

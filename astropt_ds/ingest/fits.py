@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,14 @@ from astropt_ds.ingest.source import (
     choose_bands,
     files_below,
     optional,
+    spread,
+    state_of,
 )
 
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 NAMES = ("EXTNAME", "FILTER", "BAND")
 COMPRESSED = "COMPRESSED_IMAGE"  # what fpack calls images that had no name
 BAND = "{band}"
-TRIALS = 100  # files to look at for one that is readable
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class FitsFolder:
     id_column: ClassVar[str] = "id"
     columns: ClassVar[tuple[str, ...]] = ()
     sequential: ClassVar[bool] = False
+    unreadable: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __post_init__(self) -> None:
         optional("astropy.io.fits", "--fits")
@@ -97,14 +100,23 @@ class FitsFolder:
         """None holds many."""
         return []
 
+    def state(self, rows: pd.DataFrame) -> str:
+        """Of the files named by some rows, a file a band where there is a pattern."""
+        bands = self.bands if self.pattern else ("",)
+        names = rows[FILE].dropna()
+        return state_of(self.base / name.replace(BAND, band) for name in names for band in bands)
+
     def facts(self, table: pd.DataFrame) -> Facts:
-        """The bands of the first object that can be read."""
+        """The bands that most of some objects have."""
         reasons = []
-        for file in table[FILE].dropna().head(TRIALS):
+        found: Counter[tuple[str, ...]] = Counter()
+        for file in spread(table[table[FILE].notna()])[FILE]:
             try:
-                return Facts("float32", self._read_object(file)[1])
+                found[self._read_object(file)[1]] += 1
             except BadImageError as error:
                 reasons.append(f"{file}: {error}")
+        if found:
+            return Facts("float32", found.most_common(1)[0][0])
         raise UserError(
             f"--fits {self.base}: none of {len(reasons)} is usable"
             + "".join(f"; the first, {reason}" for reason in reasons[:1])

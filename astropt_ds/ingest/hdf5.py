@@ -7,8 +7,9 @@ height, width) without names of bands.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +31,9 @@ from astropt_ds.ingest.source import (
     choose_bands,
     common_base,
     find_files,
+    first_readable,
     optional,
+    spread,
     stack,
 )
 
@@ -57,6 +60,7 @@ class HDF5Files:
     named_id: str | None = None
     labels: tuple[str, ...] = ()
     sequential: ClassVar[bool] = True
+    unreadable: list[tuple[str, str]] = field(default_factory=list, init=False, compare=False)
 
     def __post_init__(self) -> None:
         optional("h5py", "--hdf5")
@@ -69,13 +73,13 @@ class HDF5Files:
     @cached_property
     def columns(self) -> list[str]:
         """What is said about an image, in the first file."""
-        with _open(self.files()[0]) as file:
+        with self._first() as file:
             return _columns(file)
 
     @cached_property
     def left_out(self) -> list[str]:
         """Datasets that are no one value an image."""
-        with _open(self.files()[0]) as file:
+        with self._first() as file:
             known = {*_columns(file), _images(file).name.lstrip("/"), BANDS}
             return [name for name in file if name not in known]
 
@@ -88,19 +92,27 @@ class HDF5Files:
         named = self.named_id or next(name for name in usual if name in self.columns)
         return id_column(named, self.columns, "id-column", str(self.files()[0]))
 
+    def _first(self) -> Any:
+        """The first file that can be read; else the first one's error is raised."""
+        return first_readable(self.files(), _open)
+
     def files(self) -> list[Path]:
         """The HDF5 files."""
         return find_files(self.paths, (".hdf5", ".h5"), "--hdf5")
 
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an image."""
-        files = self.files()
         wanted = [name for name in self.columns if needed(name)]
-        parts = []
-        for path in files:
-            with _open(path) as file:
-                parts.append(self._part(file, path, wanted))
-        return stack(parts, files, self.base)
+        parts = {}
+        for path in self.files():
+            try:
+                file = _open(path)
+            except UserError as error:
+                self.unreadable.append((str(path), str(error).removeprefix(f"{path}: ")))
+                continue
+            with file:
+                parts[path] = self._part(file, path, wanted)
+        return stack(list(parts.values()), list(parts), self.base)
 
     def _part(self, file: Any, path: Path, wanted: Sequence[str]) -> pd.DataFrame:
         present = _columns(file)
@@ -115,17 +127,27 @@ class HDF5Files:
             part[ID] = [f"{path.stem}-{row}" for row in range(len(_images(file)))]
         return part
 
+    def state(self, rows: pd.DataFrame) -> str:
+        """Nothing: :meth:`files` tells."""
+        return ""
+
     def facts(self, table: pd.DataFrame) -> Facts:
-        """The type and bands of the first image."""
-        first = table.iloc[0]
-        path = self.base / first[FILE]
-        with _open(path) as file:
-            images, row = _images(file), int(first[ROW])
-            try:
-                _, bands = choose_bands(_bands(file, row), images.shape[1], self.bands)
-            except BadImageError as error:
-                raise UserError(f"--hdf5 {path}: {error}") from None
-            return Facts("uint8" if images.dtype == np.uint8 else "float32", bands)
+        """The type and bands that most of some images have."""
+        found: Counter[Facts] = Counter()
+        problem = None
+        for name, part in spread(table).groupby(FILE, observed=True, sort=False):
+            with _open(self.base / str(name)) as file:
+                images = _images(file)
+                dtype: Any = "uint8" if images.dtype == np.uint8 else "float32"
+                for row in part[ROW]:
+                    try:
+                        _, bands = choose_bands(_bands(file, row), images.shape[1], self.bands)
+                        found[Facts(dtype, bands)] += 1
+                    except BadImageError as error:
+                        problem = problem or f"--hdf5 {self.base / str(name)}: {error}"
+        if not found:
+            raise UserError(str(problem))
+        return found.most_common(1)[0][0]
 
     def read(
         self, rows: pd.DataFrame, facts: Facts

@@ -11,7 +11,17 @@ import pandas as pd
 
 from astropt_ds.data.decode import BadImageError
 from astropt_ds.errors import UserError
-from astropt_ds.ingest.source import FILE, ID, RGB, Facts, Needed, Picture, Row, files_below
+from astropt_ds.ingest.source import (
+    FILE,
+    ID,
+    RGB,
+    Facts,
+    Needed,
+    Picture,
+    Row,
+    files_below,
+    state_of,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -28,6 +38,7 @@ class ImageFolder:
     id_column: ClassVar[str] = "id"
     columns: ClassVar[tuple[str, ...]] = ()
     left_out: ClassVar[tuple[str, ...]] = ()
+    unreadable: ClassVar[tuple[tuple[str, str], ...]] = ()
     sequential: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -43,6 +54,10 @@ class ImageFolder:
     def files(self) -> list[Path]:
         """None holds many."""
         return []
+
+    def state(self, rows: pd.DataFrame) -> str:
+        """Of the files named by some rows."""
+        return state_of(self.base / file for file in rows[FILE].dropna())
 
     def facts(self, table: pd.DataFrame) -> Facts:
         """8-bit colour."""

@@ -68,9 +68,9 @@ def make_shards(job: Job, say: Callable[[str], None] = print) -> Report:
 
 
 def _write_shards(job: Job, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
-    catalogue = plan.survey.catalogue
+    catalogue, source = plan.survey.catalogue, plan.survey.source
     writer = Writer(
-        source=plan.survey.source,
+        source=source,
         facts=plan.facts,
         stretch=plan.stretch,
         id_column=catalogue.id_column if catalogue else "id",
@@ -78,8 +78,11 @@ def _write_shards(job: Job, plan: Plan, folder: Path, say: Callable[[str], None]
         min_side=job.min_side,
         folder=folder,
     )
-    sizes = plan.shards(job.samples_per_shard)
-    done = {name for name in sizes if is_finished(folder, name)}
+    sizes, done = {}, set()
+    for name, rows in plan.shards(job.samples_per_shard):
+        sizes[name] = len(rows)
+        if is_finished(folder, name, source, rows):
+            done.add(name)
     if done:
         say(f"goes on from {len(done)} finished shards of {len(sizes)}")
     images = sum(sizes[name] for name in done)
@@ -101,7 +104,7 @@ def _complete(job: Job, plan: Plan, folder: Path) -> Report:
     entries = {}
     for split in SPLITS:
         shards = []
-        for name in plan.shards(job.samples_per_shard):
+        for name, _ in plan.shards(job.samples_per_shard):
             if name.rpartition("-")[0] == split:
                 shard, left_out = load_record(folder, name)
                 shards.append(shard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +27,7 @@ from astropt_ds.ingest.source import (
     Row,
     common_base,
     find_files,
+    first_readable,
     stack,
 )
 
@@ -65,6 +66,7 @@ class ParquetFiles:
     named_id: str | None = None
     labels: tuple[str, ...] = ()
     sequential: ClassVar[bool] = True
+    unreadable: list[tuple[str, str]] = field(default_factory=list, init=False, compare=False)
 
     @cached_property
     def base(self) -> Path:
@@ -79,12 +81,12 @@ class ParquetFiles:
     @cached_property
     def columns(self) -> list[str]:
         """What is said about an image, in the first file."""
-        return self._about(_open(self.files()[0]).schema_arrow)
+        return self._about(first_readable(self.files(), _open).schema_arrow)
 
     @cached_property
     def left_out(self) -> list[str]:
         """Other columns of images."""
-        schema = _open(self.files()[0]).schema_arrow
+        schema = first_readable(self.files(), _open).schema_arrow
         return [f.name for f in schema if _holds_images(f.type) and f.name != self.image_column]
 
     def files(self) -> list[Path]:
@@ -93,12 +95,22 @@ class ParquetFiles:
 
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an image. Only the columns needed are read."""
-        files = self.files()
         wanted = list(dict.fromkeys([self.id_column, *filter(needed, self.columns)]))
-        parts = [self._read_columns(path, wanted) for path in files]
-        for part, path in zip(parts, files, strict=True):
+        parts = {}
+        for path in self.files():
+            try:
+                file = _open(path)
+            except UserError as error:
+                self.unreadable.append((str(path), str(error).removeprefix(f"{path}: ")))
+                continue
+            part = self._read_columns(file, path, wanted)
             part[ID] = texts(part[self.id_column], self.id_column, str(path))
-        return stack(parts, files, self.base)
+            parts[path] = part
+        return stack(list(parts.values()), list(parts), self.base)
+
+    def state(self, rows: pd.DataFrame) -> str:
+        """Nothing: :meth:`files` tells."""
+        return ""
 
     def facts(self, table: pd.DataFrame) -> Facts:
         """8-bit colour."""
@@ -148,8 +160,7 @@ class ParquetFiles:
             if name != self.image_column and not _holds_images(schema.field(name).type)
         ]
 
-    def _read_columns(self, path: Path, columns: list[str]) -> pd.DataFrame:
-        file = _open(path)
+    def _read_columns(self, file: pq.ParquetFile, path: Path, columns: list[str]) -> pd.DataFrame:
         schema = file.schema_arrow
         for option, column in [("image", self.image_column), *(("id", c) for c in columns)]:
             if column not in schema.names:

@@ -38,7 +38,7 @@ class Plan:
         facts: what they have in common.
         stretch: to 8-bit colour, if any.
         rows: ID, FILE, ROW, SPLIT and BESIDE of each image, in the order of storage.
-        rejected: images that can go to no split.
+        rejected: images that can go to no split, and files that cannot be read.
         how: the splits were made.
     """
 
@@ -49,33 +49,26 @@ class Plan:
     rejected: list[Rejected]
     how: str
 
-    def shards(self, samples: int) -> dict[str, int]:
-        """The names of the shards to be, and the images that go to each; so many at most."""
-        return {
-            f"{split}-{number:06d}": min(samples, count - start)
-            for split in SPLITS
-            if (count := int((self.rows[SPLIT] == split).sum()))
-            for number, start in enumerate(range(0, count, samples))
-        }
+    def shards(self, samples: int) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The names of the shards to be, and the rows of the images of each; so many at most."""
+        for split in SPLITS:
+            rows = self.rows[self.rows[SPLIT] == split]
+            for number, start in enumerate(range(0, len(rows), samples)):
+                yield f"{split}-{number:06d}", rows.iloc[start : start + samples]
 
     def parts(self, samples: int, columns: tuple[str, ...], done: set[str]) -> Iterator[Part]:
         """What goes into those shards that are not done; the columns become labels."""
         catalogue = self.survey.catalogue
         table = None if catalogue is None else catalogue.labels(columns)
-        for split in SPLITS:
-            rows = self.rows[self.rows[SPLIT] == split]
-            for number, start in enumerate(range(0, len(rows), samples)):
-                name = f"{split}-{number:06d}"
-                if name in done:
-                    continue
-                part = rows.iloc[start : start + samples]
-                beside = part[BESIDE].to_numpy()
+        for name, rows in self.shards(samples):
+            if name not in done:
+                beside = rows[BESIDE].to_numpy()
                 labels = None if table is None else table.iloc[beside[beside >= 0]]
-                yield Part(name, part, labels)
+                yield Part(name, rows, labels)
 
 
 def make_plan(job: Job) -> Plan:
-    """Look at a survey's tables, and at one image.
+    """Look at a survey's tables, and at a few images.
 
     Raises:
         UserError: they are not there or not usable.
@@ -84,6 +77,7 @@ def make_plan(job: Job) -> Plan:
     made = splits.assign(job, survey.rows, survey.about)
     rows = survey.rows.assign(**{SPLIT: made.names.astype("category")})
     rows, rejected = _usable(rows, made.lacks)
+    rejected += [Rejected("", file, reason) for file, reason in survey.source.unreadable]
     facts = survey.source.facts(rows)
     if not survey.source.sequential:
         # Stored in the order of a hash: a shard is a random part of the survey, however sorted.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from astropt_ds.data.decode import BadImageError
+from astropt_ds.data.split_names import SPLIT_OF_WORD
 from astropt_ds.errors import UserError
 
 # Columns of a source's table that are not the survey's own.
@@ -64,19 +67,48 @@ class Source(Protocol):
     def sequential(self) -> bool:
         """Whether images are best read in the order of the table."""
 
+    @property
+    def unreadable(self) -> Sequence[tuple[str, str]]:
+        """(file, reason) of each file of many images that :meth:`table` could not read."""
+
     def files(self) -> list[Path]:
         """The files that hold many images each."""
+
+    def state(self, rows: pd.DataFrame) -> str:
+        """Changes when the files of these images do, where each has its own."""
 
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an image, in the order of the files: ID, FILE, ROW and the columns needed."""
 
     def facts(self, table: pd.DataFrame) -> Facts:
-        """What the images of a table have in common, as the first that is readable tells."""
+        """What the images of a table have in common: what most of a few of them have."""
 
     def read(
         self, rows: pd.DataFrame, facts: Facts
     ) -> Iterator[tuple[Row, Picture | BadImageError]]:
         """Each of some rows of the table with its image, or with what is wrong with it."""
+
+
+TRIALS = 20  # images to look at for what most have
+
+
+def spread(table: pd.DataFrame) -> pd.DataFrame:
+    """A few rows from all over a table."""
+    places = np.linspace(0, len(table) - 1, min(len(table), TRIALS)).round().astype(int)
+    return table.iloc[places]
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """A digest of names, sizes and times of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            stat = file.stat()
+            facts = [str(file), stat.st_size, stat.st_mtime_ns]
+        except OSError as error:
+            facts = [str(file), error.errno]
+        digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()
 
 
 RGB = Facts("uint8", ("R", "G", "B"))
@@ -104,6 +136,22 @@ def find_files(paths: Sequence[Path], suffixes: Sequence[str], option: str) -> l
     return list(dict.fromkeys(found))
 
 
+def first_readable(files: Sequence[Path], open_: Callable[[Path], Any]) -> Any:
+    """The first of some files that opens.
+
+    Raises:
+        UserError: none does; what is wrong with the first.
+    """
+    problem = None
+    for file in files:
+        try:
+            return open_(file)
+        except UserError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
 def files_below(base: Path, suffixes: Sequence[str]) -> list[str]:
     """The paths of files below a folder, relative to it, in order.
 
@@ -121,8 +169,15 @@ def files_below(base: Path, suffixes: Sequence[str]) -> list[str]:
 
 
 def common_base(paths: Sequence[Path]) -> Path:
-    """The deepest folder that holds all of the given files and the insides of the given folders."""
-    folders = [path if path.is_dir() else path.parent for path in paths]
+    """The deepest folder that holds all of the given files and the insides of the given folders.
+
+    The parent of a folder that is named as a split is, so that its name is part of what it holds.
+    """
+    whole = [path.absolute() for path in paths]
+    folders = [
+        path if path.is_dir() and path.name.lower() not in SPLIT_OF_WORD else path.parent
+        for path in whole
+    ]
     return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from astropt_ds.data.manifest import SPLIT_OF_WORD, SPLITS
+from astropt_ds.data.manifest import SPLITS
+from astropt_ds.data.split_names import SPLIT_OF_WORD, split_in_path
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.cells import text_of
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.source import FILE, ID, optional
-
-_NAMED = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
 
 class Splits(NamedTuple):
@@ -72,17 +69,6 @@ def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
     if share < test_fraction:
         return "test"
     return "val" if share < test_fraction + val_fraction else "train"
-
-
-def split_in_path(path: str) -> str | None:
-    """The split that the outermost folder, or else the file's name, that names one names.
-
-    ``data/train-00000-of-00123.parquet`` is of the training split; ``training/a.jpg`` is of none.
-    """
-    for part in PurePath(path).parts:
-        if match := _NAMED.match(part):
-            return SPLIT_OF_WORD[match[1].lower()]
-    return None
 
 
 def tiles_of(ra: pd.Series, dec: pd.Series, order: int) -> pd.Series:

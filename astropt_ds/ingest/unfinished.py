@@ -24,9 +24,10 @@ from astropt_ds.data.manifest import FORMAT, index_dtype
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import Shard
 from astropt_ds.errors import UserError
+from astropt_ds.files import write_durably
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.plan import SPLIT, Plan
-from astropt_ds.ingest.source import FILE, ID, ROW
+from astropt_ds.ingest.source import FILE, ID, ROW, Source
 
 RECORDS = "records"
 JOB = "job.json"  # among the records: what the shards are made of
@@ -59,10 +60,21 @@ def finish(folder: Path, output: Path) -> None:
     shutil.rmtree(output / RECORDS)
 
 
-def save_record(folder: Path, name: str, shard: Shard, rejected: list[Rejected]) -> None:
-    """Note that a shard is finished, and all that the index and the report need of it."""
+def save_record(
+    folder: Path, name: str, shard: Shard, rejected: list[Rejected], state: str
+) -> None:
+    """Note that a shard is finished, and all that the index and the report need of it.
+
+    ``state`` is that of its images' files before they were read.
+    """
     rows = [[row[0].decode(), *row[1:]] for row in shard.rows.tolist()]
-    record = {"bytes": shard.bytes, "sha256": shard.sha256, "rows": rows, "rejected": rejected}
+    record = {
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "rows": rows,
+        "rejected": rejected,
+        "state": state,
+    }
     _write(folder / RECORDS / f"{name}.json", record)
 
 
@@ -75,12 +87,15 @@ def load_record(folder: Path, name: str) -> tuple[Shard, list[Rejected]]:
     return shard, [Rejected(*row) for row in record["rejected"]]
 
 
-def is_finished(folder: Path, name: str) -> bool:
-    """Whether a shard need not be written again: both it and its record are there and whole."""
+def is_finished(folder: Path, name: str, source: Source, rows: pd.DataFrame) -> bool:
+    """Whether a shard need not be written again: both it and its record are there and whole, and
+    its images' files are as they were."""
     try:
-        return load_record(folder, name)[0].bytes == (folder / f"{name}.tar").stat().st_size
+        record = json.loads((folder / RECORDS / f"{name}.json").read_text())
+        whole = record["bytes"] == (folder / f"{name}.tar").stat().st_size
     except (OSError, ValueError):
         return False
+    return whole and record["state"] == source.state(rows)
 
 
 @contextmanager
@@ -147,5 +162,5 @@ def _refuse_others(folder: Path, ours: dict[str, Any]) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content))
+    write_durably(partial, json.dumps(content))
     os.replace(partial, path)

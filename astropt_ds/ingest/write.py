@@ -13,6 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from astropt_ds.data.decode import JPEG_MAGIC, BadImageError, decode, encode_fluxes
+from astropt_ds.data.manifest import MAX_SIDE
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import Sample, write_shard
 from astropt_ds.data.stretch import Stretch
@@ -51,8 +52,9 @@ class Writer:
     def write(self, part: Part) -> int:
         """Write a shard and then its record; returns how many images it was to hold."""
         rejected: list[Rejected] = []
+        state = self.source.state(part.rows)
         shard = write_shard(self.folder / f"{part.name}.tar", self._samples(part, rejected))
-        save_record(self.folder, part.name, shard, rejected)
+        save_record(self.folder, part.name, shard, rejected, state)
         return len(part.rows)
 
     def _samples(self, part: Part, rejected: list[Rejected]) -> Iterator[Sample]:
@@ -70,6 +72,8 @@ class Writer:
                 if isinstance(picture, BadImageError):
                     raise picture
                 suffix, data, (height, width) = self._encoded(picture)
+                if max(height, width) > MAX_SIDE:
+                    raise BadImageError(f"is {width} x {height} pixels, larger than {MAX_SIDE}")
                 if min(height, width) < self.min_side:
                     raise BadImageError(
                         f"is {width} x {height} pixels, smaller than {self.min_side}"

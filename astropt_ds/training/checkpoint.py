@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from astropt_ds.errors import UserError
-from astropt_ds.files import sha256_file
+from astropt_ds.files import sha256_file, sync_folder, write_durably
 from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import Ranks
 
@@ -67,9 +67,9 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
                 "tensors": _merge(parts),
             }
             _check_cover(manifest["tensors"])
-            _write_durably(staging / MANIFEST, json.dumps(manifest))
-            _write_durably(staging / MARKER, sha256_file(staging / MANIFEST) + "\n")
-            _sync_folder(staging)
+            write_durably(staging / MANIFEST, json.dumps(manifest))
+            write_durably(staging / MARKER, sha256_file(staging / MANIFEST) + "\n")
+            sync_folder(staging)
             _replace_folder(staging, final)
             _point(run_dir, final.name)
     return final
@@ -221,27 +221,12 @@ def _replace_folder(staging: Path, final: Path) -> None:
     if final.exists():
         final.rename(old)
     staging.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _point(run_dir: Path, name: str) -> None:
     temporary = run_dir / (POINTER + ".partial")
-    _write_durably(temporary, name + "\n")
+    write_durably(temporary, name + "\n")
     os.replace(temporary, run_dir / POINTER)
-    _sync_folder(run_dir)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(run_dir)

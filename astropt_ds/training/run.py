@@ -26,6 +26,7 @@ from astropt_ds.training.validation import Validation
 
 COMPLETE = "complete"
 ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
+SEVERAL = 8  # bad images of a shard before their fraction does
 
 
 class Run:
@@ -47,6 +48,7 @@ class Run:
         self.config, self.galaxies, self.ranks = config, galaxies, ranks
         self.step = 0
         self.bad_samples = 0
+        self._bad_keys: dict[str, set[str]] = {}  # of each shard
         self._clock = time.monotonic()
         self._validated = False
         if config.run.dir is None:
@@ -127,7 +129,7 @@ class Run:
             self.progress.update(self.step, result.loss, result.lr, images, seconds)
         self.galaxies.waited = 0.0
         if result.bad:
-            self._report("bad_sample", result.faults)
+            self._check_shards(self._report("bad_sample", result.faults))
             # the fraction of a few samples means little, unless none of them can be used
             enough = images if result.bad == images else ENOUGH_SAMPLES
             self._check_bad_samples(max(self.step * images, enough))
@@ -206,14 +208,30 @@ class Run:
             raise UserError(
                 f"{self.bad_samples} of {self.step * self.config.batch.global_images} samples "
                 f"failed, more than data.max_bad_fraction={self.config.data.max_bad_fraction} "
-                f"allows; each is a bad_sample in {self.dir / METRICS}: mend the shards in "
-                f"{self.config.data.path}, or allow more"
+                f"allows; each is a bad_sample in {self.dir / METRICS}: mend the shards, or allow "
+                "more"
             )
 
-    def _report(self, event: str, faults: list[Fault]) -> None:
-        for fault in (fault for faults in self.ranks.gather(faults) for fault in faults):
+    def _report(self, event: str, faults: list[Fault]) -> list[Fault]:
+        """Record the faults of all ranks, and return them. Collective."""
+        everywhere = [fault for faults in self.ranks.gather(faults) for fault in faults]
+        for fault in everywhere:
             text = f"bad sample {fault.shard} {fault.key}: {fault.reason}"
             self.event(event, text, shard=fault.shard, key=fault.key)
+        return everywhere
+
+    def _check_shards(self, faults: list[Fault]) -> None:
+        """Stop at a shard that is bad as a whole: more than half of its images, and several."""
+        allowed = max(0.5, self.config.data.max_bad_fraction)
+        for fault in faults:
+            bad = self._bad_keys.setdefault(fault.shard, set())
+            bad.add(fault.key)
+            of = self.galaxies.shard_samples[fault.shard]
+            if len(bad) >= SEVERAL and len(bad) > allowed * of:
+                raise UserError(
+                    f"{fault.shard}: {len(bad)} of its {of} images could not be used, the last, "
+                    f"{fault.key}: {fault.reason}; tools/verify_shards.py says what is wrong"
+                )
 
     # What a run knows about itself.
 

@@ -13,7 +13,17 @@ import pytest
 
 from astropt_ds.data.store import Folder
 from astropt_ds.training.metrics import read_metrics
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TINY
+
+
+@pytest.fixture(scope="module")
+def shards(real_shards):
+    return real_shards
+
+
+@pytest.fixture(scope="module")
+def tiny(shards):
+    return (*TINY, f"data.path={shards}")
 
 
 def records(run, kind="train"):
@@ -133,6 +143,21 @@ def test_a_shard_lost_under_way_stops_all_ranks(launch, tiny, shards, tmp_path):
     course = ("data.window=1", "data.workers=1", "run.steps=100000", "eval.every=100000")
     done = train(launch, tiny, run, 2, f"data.path={copy}", *course, meanwhile=harm)
     stopped(done, run, ".tar: No such file or directory")
+
+
+def test_a_shard_that_is_bad_as_a_whole_stops_all_ranks(launch, tiny, shards, tmp_path):
+    copy, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, copy)
+    shard = Folder(copy).manifest.splits["train"].shards[1]
+    (copy / shard.name).write_bytes(bytes(shard.bytes))
+    # of many images, so that it is no matter of their fraction
+    course = ("data.workers=2", "run.steps=100", "data.max_bad_fraction=0.5")
+    done = train(launch, tiny, run, 2, f"data.path={copy}", *course)
+    stopped(done, run, f"{shard.name}: ")
+    more_than_half = shard.samples // 2 + 1
+    assert f"{more_than_half} of its {shard.samples} images could not be used" in done.stderr
+    named = {r["key"] for r in records(run, "event") if r["event"] == "bad_sample"}
+    assert len(named) >= more_than_half
 
 
 def test_a_web_server_that_dies_stops_all_ranks(launch, tiny, shards, tmp_path):

@@ -19,29 +19,13 @@ from astropt_ds.data.decode import encode_fluxes
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
 from astropt_ds.errors import UserError
-from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.make import make_shards
-from tests.conftest import REPOSITORY, TINY, blob, write_images
+from tests.conftest import REPOSITORY, TINY, blob
 from tests.unit.data.loading import galaxies, steps
 
 
 @pytest.fixture(scope="module")
-def shards(galaxies, shards, tmp_path_factory):
-    """Shards of real galaxies where they lie, and of blobs elsewhere."""
-    if galaxies is None:
-        return shards
-    job = Job(
-        images=galaxies,
-        catalogue=galaxies / "manifest.csv",
-        filter='subset == "legacy_512"',
-        group_column="group",
-        output=tmp_path_factory.mktemp("real") / "shards",
-        samples_per_shard=40,
-        val_fraction=0.15,
-        test_fraction=0,
-    )
-    make_shards(job)
-    return job.output
+def shards(real_shards):
+    return real_shards
 
 
 @pytest.fixture(scope="module")
@@ -207,22 +191,14 @@ def test_damaged_rows_of_the_index_are_a_clear_stop(tiny, shards, tmp_path):
     assert f"the rows of {last} do not match their checksum" in read_all(tiny, copy)[-1][0]
 
 
-def test_a_shard_without_one_good_image_is_a_clear_stop(tiny, tmp_path):
-    catalogue = write_images(tmp_path / "survey", 60)
-    job = Job(
-        images=tmp_path / "survey",
-        catalogue=catalogue,
-        output=tmp_path / "shards",
-        val_fraction=0.1,
-        test_fraction=0,
-    )
-    make_shards(job)
-    path = job.output / "train-000000.tar"
-    path.write_bytes(bytes(path.stat().st_size))
-    found = read_all(tiny, job.output)
-    assert [problem is None for problem, _ in found] == [True, True, False]
-    assert f"{path}: none of 32 images could be used" in found[-1][0]
-    assert "verify_shards.py" in found[-1][0]
+def test_closed_loaders_leave_no_file_open(tiny):
+    loader = galaxies(tiny)
+    before = psutil.Process().num_fds()
+    for batches in loader.steps(0, 10):
+        assert [batch.problem for batch in batches] == [None]
+    assert psutil.Process().num_fds() > before
+    loader.close()
+    assert psutil.Process().num_fds() == before
 
 
 def test_a_damaged_tar_header_harms_nobody_who_reads_by_index(tiny, shards, tmp_path):

@@ -13,7 +13,6 @@ from PIL import Image
 
 from astropt_ds.data.decode import decode, encode_fluxes
 from astropt_ds.data.foreign import index_shards
-from astropt_ds.data.foreign_splits import split_of_name
 from astropt_ds.data.manifest import MANIFEST
 from astropt_ds.data.rejected import REJECTED
 from astropt_ds.data.split import Split
@@ -105,29 +104,6 @@ def test_shards_made_here_get_the_same_index_again(shards, tmp_path):
     assert ours.hash(("train", "val")) == theirs.hash(("train", "val"))
 
 
-@pytest.mark.parametrize(
-    "name, split",
-    [
-        ("train/0001.tar", "train"),
-        ("galaxies-train-0001.tar", "train"),
-        ("validation_3.tar", "val"),
-        ("valid/x.tar", "val"),
-        ("set/dev/x.tar", "val"),
-        ("VAL-1.tar", "val"),
-        ("test.tar", "test"),
-        ("test2/00.tar", "test"),
-        ("train/x-test-0.tar", "test"),
-        ("contest/0.tar", None),
-        ("trainee-1.tar", None),
-        ("testing/x.tar", None),
-        ("train-test-0.tar", None),
-        ("0001.tar", None),
-    ],
-)
-def test_a_split_is_told_by_a_word_of_its_own(name, split):
-    assert split_of_name(name) == split
-
-
 def test_where_a_name_tells_nothing_all_are_train(foreign):
     write(foreign / "more.tar", plain(range(30, 32)))
     report = index_shards(foreign)
@@ -182,9 +158,44 @@ def test_fluxes_are_listed_with_their_channels(tmp_path):
     write(tmp_path / "train.tar", images)
     index_shards(tmp_path)
     manifest = Folder(tmp_path).manifest
-    assert (manifest.dtype, manifest.channels, manifest.nan) == ("float32", 5, "zero")
+    assert (manifest.dtype, manifest.channels, manifest.nan) == ("float32", 5, "none")
     assert len(set(manifest.bands)) == 5
     assert verify(tmp_path, decode=True).faults == []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_fluxes_with_nan_are_left_out_unless_they_are_wanted(tmp_path, keep):
+    image = np.zeros((8, 8, 1), np.float32)
+    gap = image.copy()
+    gap[3, 3] = np.nan
+    images = {"whole": {"npy": encode_fluxes(image)}, "gap": {"npy": encode_fluxes(gap)}}
+    write(tmp_path / "train.tar", images)
+    report = index_shards(tmp_path, keep_nan=keep)
+    assert Folder(tmp_path).manifest.nan == ("zero" if keep else "none")
+    assert (report.samples["train"], report.rejected) == ((2, 0) if keep else (1, 1))
+    if not keep:
+        reason = "1 pixels are not finite; --nan zero would keep it"
+        assert rejected(tmp_path) == [("gap", "train.tar", reason)]
+
+
+def test_an_image_that_is_in_two_splits_stays_in_the_one_that_measures(tmp_path):
+    write(tmp_path / "train.tar", plain(range(4)))
+    write(tmp_path / "val.tar", plain(range(3, 6)))
+    assert index_shards(tmp_path).samples == {"train": 3, "val": 3, "test": 0}
+    assert rejected(tmp_path) == [("g003", "train.tar", "is in val.tar already")]
+
+
+def test_a_link_in_a_tar_file_is_left_out_and_listed(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = len(jpeg(0))
+        tar.addfile(info, io.BytesIO(jpeg(0)))
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        tar.addfile(link)
+    assert index_shards(tmp_path).samples["train"] == 1
+    reason = "is a link in the tar file, without bytes of its own"
+    assert rejected(tmp_path) == [("b", "train.tar", reason)]
 
 
 def test_several_images_a_key_need_a_choice(tmp_path):

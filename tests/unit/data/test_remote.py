@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,7 +20,17 @@ from astropt_ds.data.manifest import MANIFEST
 from astropt_ds.data.store import Folder
 from astropt_ds.data.transfer import open_transfer
 from astropt_ds.errors import UserError
-from tests.conftest import REPOSITORY, free_port
+from tests.conftest import REPOSITORY, TINY, free_port
+
+
+@pytest.fixture(scope="module")
+def shards(real_shards):
+    return real_shards
+
+
+@pytest.fixture(scope="module")
+def tiny(shards):
+    return (*TINY, f"data.path={shards}")
 
 
 @pytest.fixture
@@ -237,8 +250,67 @@ def test_places_that_cannot_be_read_are_one_line(tiny, tmp_path, path, cache, me
 
 def test_a_cache_that_could_not_hold_two_windows_is_refused(tiny, shards, tmp_path):
     where = (f"data.path=pipe:cat {shards}/{{}}", f"data.cache={tmp_path}")
-    with pytest.raises(UserError, match="data.cache_gb=0.0001: two windows of data.window=1 "):
+    with pytest.raises(
+        UserError, match="data.cache_gb=0.0001: two windows of data.window=1 shards"
+    ):
         loaders(tiny, 1, *where, "data.cache_gb=0.0001", "data.window=1")
+
+
+def test_a_command_that_says_much_on_the_side_is_no_trouble(shards, tmp_path):
+    name = Folder(shards).manifest.splits["train"].shards[0].name
+    chatty = f"pipe:head -c 1000000 /dev/zero >&2; cat {shards}/{{}}"
+    open_transfer(chatty).fetch(name, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == (shards / name).read_bytes()
+
+
+def test_a_command_ends_with_the_process_that_reads_from_it(tmp_path):
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from astropt_ds.data.transfer import open_transfer\n"
+        "endless = open_transfer('pipe:echo $$ > ' + sys.argv[1] + '; yes # {}')\n"
+        "endless.fetch('x', Path('/dev/null'))\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "pid"]
+    reader = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()):
+        time.sleep(0.02)
+    pid = int((tmp_path / "pid").read_text())
+    reader.kill()
+    reader.wait()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < deadline, "the command outlives its reader"
+        time.sleep(0.05)
+
+
+def _open_and_drop(folder, source, limit, seed, failed):
+    """Open files of a cache that holds two of them, over and over."""
+    cache, transfer = Cache(folder, limit, retries=0), open_transfer(f"pipe:cat {source}/{{}}")
+    entries = Folder(source).manifest.splits["train"].shards
+    rng = np.random.default_rng(seed)
+    try:
+        for _ in range(60):
+            shard = entries[rng.integers(len(entries))]
+            descriptor = cache.open(transfer, shard.name, shard.bytes, shard.sha256)
+            assert os.fstat(descriptor).st_size == shard.bytes
+            os.close(descriptor)
+    except BaseException as error:
+        failed.put(repr(error))
+
+
+def test_processes_that_drop_each_others_files_still_get_theirs(shards, tmp_path):
+    context = multiprocessing.get_context("fork")
+    failed = context.Queue()
+    arguments = (tmp_path, shards, int(2.5 * largest_shard(shards)))
+    processes = [
+        context.Process(target=_open_and_drop, args=(*arguments, seed, failed)) for seed in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    assert failed.empty(), failed.get()
 
 
 def test_a_command_that_writes_nothing_for_long_is_given_up(tmp_path, monkeypatch):

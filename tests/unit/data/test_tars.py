@@ -1,4 +1,6 @@
 import io
+import re
+import subprocess
 import tarfile
 
 import pytest
@@ -35,6 +37,7 @@ def test_keys_suffixes_and_bytes_are_those_of_webdataset(files, fmt):
         for sample in group_by_keys([{**file, "__url__": ""}])
         for suffix, value in sample.items()
         if not suffix.startswith("__")
+        if not re.search(r"(^|/)\._", file["fname"])  # what macOS adds is no sample here
     }
     ours = [
         (m.key, m.suffix, data[m.offset : m.offset + m.size]) for m in members(io.BytesIO(data))
@@ -95,3 +98,23 @@ def test_two_archives_in_one_file_are_an_error(sound):
 
 def test_an_empty_archive_has_no_members():
     assert list(members(io.BytesIO(archive([])))) == []
+
+
+def test_links_are_told_and_what_macos_adds_is_passed_over():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, kind in (("a.png", tarfile.REGTYPE), ("b.png", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.png"
+            tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("train/._a.png"))
+    assert [(m.key, m.link) for m in members(file)] == [("a", False), ("b", True)]
+
+
+def test_a_sparse_member_is_an_error(tmp_path):
+    """Its bytes in the tar file are not those of the file."""
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.truncate(1 << 20)
+    subprocess.run(["tar", "-S", "-cf", "a.tar", "a.npy"], cwd=tmp_path, check=True)
+    with pytest.raises(BadTarError, match="a.npy is a sparse file"):
+        list(members((tmp_path / "a.tar").open("rb")))

@@ -358,3 +358,28 @@ def test_the_command_line_tells_sound_from_damaged_from_no_data_set(data, tmp_pa
     assert nothing.stderr.count("\n") == 1 and f"{tmp_path}: no manifest.json" in nothing.stderr
     mixed = run(data, "--val", "*")
     assert mixed.returncode == 2 and mixed.stderr == "error: --val: goes with --index\n"
+
+
+def test_an_image_of_training_among_those_that_measure_is_told(data):
+    image = Sample("both", "jpg", b"same", {}, 8, 8)
+    manifest = manifest_of(data)
+    splits = dict(manifest.splits)
+    for split in ("train", "val"):
+        for shard in splits[split].shards:
+            (data / shard.name).unlink()
+        splits[split] = write_index(data, split, [write_shard(data / f"{split}-0.tar", [image])])
+    manifest.model_copy(update={"splits": splits}).save(data)
+    expected = ("val.index.npy", "both", "is in split 'train', too, with the same bytes")
+    assert faults(data) == [expected]
+
+
+def test_a_manifest_that_is_wrong_about_its_images_is_told(data):
+    manifest = json.loads((data / MANIFEST).read_text())
+    manifest["bands"].append("u")
+    first = manifest["splits"]["train"]["shards"][0]
+    first["smallest"] = 512
+    (data / MANIFEST).write_text(json.dumps(manifest))
+    assert [reason for _, _, reason in faults(data)] == [
+        "names 4 bands for 3 channels",
+        f"{first['name']}: smallest is 512; the index says 64 pixels",
+    ]

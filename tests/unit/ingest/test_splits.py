@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.source import FILE, ID
-from astropt_ds.ingest.splits import assign, split_in_path, split_of, tiles_of
+from astropt_ds.ingest.splits import assign, split_of, tiles_of
 
 JOB = {"output": Path("o"), "images": Path("i"), "val_fraction": 0.2, "test_fraction": 0.2}
 
@@ -77,25 +77,6 @@ def test_a_column_gives_the_splits():
     with pytest.raises(UserError, match="--split-column s: holds 'extra' in 2 rows; train, val"):
         columns = pd.DataFrame({"s": ["train", "extra", "extra"]})
         assigned(images(3), columns, **options)
-
-
-@pytest.mark.parametrize(
-    "path, split",
-    [
-        ("data/train-00000-of-00123.parquet", "train"),
-        ("test/0001.parquet", "test"),
-        ("v2/Validation_3/a.hdf5", "val"),
-        ("valid.parquet", "val"),
-        ("dev/a.jpg", "val"),
-        ("train/test_7.jpg", "train"),
-        ("training/a.jpg", None),
-        ("testbed.parquet", None),
-        ("development/a.jpg", None),
-        ("data/my-train/a.jpg", None),
-    ],
-)
-def test_a_path_names_a_split_by_its_outermost_part_that_does(path, split):
-    assert split_in_path(path) == split
 
 
 def test_paths_give_the_splits_where_every_one_names_one():
