@@ -15,7 +15,7 @@ RANKS ?= 2
 
 export DS_BUILD_OPS := 0
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test lint bench clean
 
 venv: $(VENV)/ready
 
@@ -53,6 +53,13 @@ $(VENV)/oracle: tests/requirements-oracle.txt | venv
 
 test: venv $(VENV)/oracle
 	$(BIN)/python -m pytest tests
+
+# Real stamps beside the synthetic ones: make bench STAMPS_512=FOLDER
+STAMPS_512 ?=
+
+bench: venv $(VENV)/oracle
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark.py data --against astropt --json bench.json \
+	    $(if $(STAMPS_512),--images '$(STAMPS_512)')
 
 lint: venv
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

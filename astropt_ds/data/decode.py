@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 JPEG_MAGIC = b"\xff\xd8"
 NPY_MAGIC = b"\x93NUMPY"
+MIN_HEIGHT = 16  # pixels: no patch fits into less
 COLOUR_MODES = ("RGB", "RGBA", "P")
 
 
@@ -59,6 +60,19 @@ def encode_fluxes(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def check_finite(image: np.ndarray, keep: bool) -> None:
+    """See that an image's values are finite, or at least one of them if gaps are to be kept.
+
+    Raises:
+        BadImageError: they are not.
+    """
+    bad = image.size - int(np.isfinite(image).sum())
+    if bad and not keep:
+        raise BadImageError(f"{bad} values are not finite; --nan zero would keep it")
+    if bad == image.size:
+        raise BadImageError("holds no finite value")
+
+
 def _decode_fluxes(data: bytes) -> np.ndarray:
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
@@ -68,6 +82,11 @@ def _decode_fluxes(data: bytes) -> np.ndarray:
         raise BadImageError(
             f"holds {image.dtype} of shape {image.shape}; float32 of (height, width, channels) "
             "would be right"
+        )
+    if image.shape[0] < MIN_HEIGHT <= image.shape[2]:
+        raise BadImageError(
+            f"has shape {image.shape}, (channels, height, width) by its looks; "
+            "(height, width, channels) would be right"
         )
     return image
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astropt_ds.data.decode import BadImageError, decode
+from astropt_ds.data.decode import BadImageError, check_finite, decode
 from astropt_ds.data.manifest import MAX_SIDE, index_dtype
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import IMAGE_SUFFIXES
@@ -143,8 +143,7 @@ def _row(descriptor: int, key: str, image: Member, keep_nan: bool) -> tuple[Kind
     height, width, channels = pixels.shape
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise BadImageError(f"is {width} x {height} pixels; 1 to {MAX_SIDE} would be right")
-    if not keep_nan and (bad := int((~np.isfinite(pixels)).sum())):
-        raise BadImageError(f"{bad} pixels are not finite; --nan zero would keep it")
+    check_finite(pixels, keep_nan)
     name = key.encode(errors="surrogateescape")
     row = name, image.offset, image.size, zlib.crc32(data), width, height
     return (str(pixels.dtype), channels), row

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from astropt_ds.errors import UserError
 
@@ -26,10 +26,19 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _within(name: str) -> str:
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"{name!r} lies outside the data set")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_within)]
+
+
 class ShardEntry(_Entry):
     """One tar file."""
 
-    name: str
+    name: FileName
     samples: int
     bytes: int
     sha256: str
@@ -41,7 +50,7 @@ class SplitEntry(_Entry):
     """One split: its shards in order, and its index."""
 
     samples: int
-    index: str
+    index: FileName
     index_bytes: int
     index_sha256: str
     shards: list[ShardEntry]

@@ -1,4 +1,4 @@
-"""Processes that fill slots of shared memory, in order; arrays never go through a pipe.
+"""Processes that fill slots of shared memory, in order; no image goes through a pipe.
 
 The memory is mapped before the processes are forked, so it needs no name and no /dev/shm, and it
 is gone when they are. Forking among other threads (gloo's, a progress bar's) can leave a child

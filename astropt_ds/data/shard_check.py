@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astropt_ds.data.decode import BadImageError, decode
+from astropt_ds.data.decode import BadImageError, check_finite, decode
 from astropt_ds.data.manifest import ShardEntry
 from astropt_ds.data.order import keyed_permutation
 from astropt_ds.data.tars import BLOCK, BadTarError, members, padded
@@ -42,6 +42,7 @@ class Pixels:
 
     dtype: str
     channels: int
+    nan: str
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class _ShardCheck:
         assert self.rows is not None
         try:
             image = decode(data)
+            check_finite(image, keep=pixels.nan == "zero")
         except BadImageError as error:
             self._fault(self._key(number), str(error))
             return

@@ -33,7 +33,7 @@ class Split:
         splits = store.manifest.splits
         if name not in splits or not splits[name].samples:
             known = {n: s.samples for n, s in splits.items()}
-            raise UserError(f"data.path={store}: no samples in split {name!r}; it holds {known}")
+            raise UserError(f"{store}: no samples in split {name!r}; it holds {known}")
         self.entry = splits[name]
         path = store.file(self.entry.index)
         descriptor = store.open_index(self.entry)

@@ -46,10 +46,10 @@ class Folder:
         self.folder = folder
         path = folder / MANIFEST
         if not folder.is_dir():
-            raise UserError(f"data.path={folder}: is no folder; tools/make_shards.py makes one")
+            raise UserError(f"{folder}: is no folder; tools/make_shards.py makes one")
         if not path.is_file():
             raise UserError(
-                f"data.path={folder}: no {MANIFEST}, so no shards that are known; "
+                f"{folder}: no {MANIFEST}, so no shards that are known; "
                 "tools/make_shards.py makes them, tools/verify_shards.py --index lists yours"
             )
         self.manifest = parse_manifest(path.read_bytes(), str(path))

@@ -41,7 +41,7 @@ class Survey:
         for split in self.splits.values():
             if split.store.manifest.channels != channels:
                 raise UserError(
-                    f"data.path={split.store}: images of {split.store.manifest.channels} channels "
+                    f"{split.store}: images of {split.store.manifest.channels} channels "
                     f"({', '.join(split.store.manifest.bands)}); "
                     f"model.modalities.images.channels={channels} needs others"
                 )
@@ -145,7 +145,7 @@ class Survey:
         if needed > limit * 1e9:
             raise UserError(
                 f"data.cache_gb={limit:g}: two windows of data.window={window} shards of each "
-                f"source need {needed / 1e9:.3g}"
+                f"source need {needed / 1e9:.3g}; that, or a smaller window, would be right"
             )
 
     def warnings(self, size: int, max_bad_fraction: float, patch: int) -> list[str]:
@@ -169,7 +169,7 @@ class Survey:
                 if small > max_bad_fraction * len(split):
                     raise UserError(
                         f"{message}, more than data.max_bad_fraction={max_bad_fraction}; "
-                        f"all have {split.smallest // patch * patch} pixels"
+                        f"all have at least {split.smallest // patch * patch} pixels"
                     )
                 found.append(f"{message}; their slots get weight zero")
         bands = {str(split.store): split.store.manifest.bands for split in self.splits.values()}

@@ -152,6 +152,8 @@ def with_retries(action: Callable[[], Result], retries: int, what: str) -> Resul
             return action()
         except UserError:
             raise
+        except FileNotFoundError:
+            raise UserError(f"{what}: is not there") from None
         except Exception as error:  # each transport has its own kinds
             problem = " ".join(str(error).split()) or repr(error)
     raise UserError(f"{what}: cannot be fetched, tried {retries + 1} times ({problem})")

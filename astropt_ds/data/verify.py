@@ -69,7 +69,7 @@ def verify(
     if split is not None and split not in manifest.splits:
         raise UserError(f"--split {split}: {folder} holds {', '.join(manifest.splits)}")
     splits = tuple(manifest.splits) if split is None else (split,)
-    pixels = Pixels(manifest.dtype, manifest.channels) if decode else None
+    pixels = Pixels(manifest.dtype, manifest.channels, manifest.nan) if decode else None
     faults = [Fault(str(path), None, "is not in the manifest") for path in store.unlisted()]
     if len(manifest.bands) != manifest.channels:
         reason = f"names {len(manifest.bands)} bands for {manifest.channels} channels"

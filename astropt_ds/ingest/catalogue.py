@@ -106,7 +106,7 @@ def refuse_doubled(ids: pd.Series, column: str, where: str) -> None:
     if len(doubled):
         raise UserError(
             f"{where}: column {column!r} holds {len(doubled)} ids twice, "
-            f"{doubled.iloc[0]!r} for one"
+            f"{doubled.iloc[0]!r} for one; an id of its own for each image would be right"
         )
 
 

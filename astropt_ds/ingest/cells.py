@@ -82,7 +82,11 @@ def texts(column: pd.Series, name: str, where: str) -> pd.Series:
         column = column.astype(object).map(text_of)
         missing = column == ""
     if count := int(missing.sum()):
-        raise UserError(f"{where}: column {name!r} is empty in {count} rows")
+        first = int(missing.to_numpy().argmax())
+        raise UserError(
+            f"{where}: column {name!r} is empty in {count} of {len(column)} rows, row {first} for "
+            "one, counted from 0; an id for each would be right"
+        )
     return column
 
 

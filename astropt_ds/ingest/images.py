@@ -24,6 +24,7 @@ from astropt_ds.ingest.source import (
 )
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+OTHERS = (".gif", ".webp", ".tif", ".tiff", ".bmp", ".jp2", ".fits")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,6 @@ class ImageFolder:
     base: Path
     id_column: ClassVar[str] = "id"
     columns: ClassVar[tuple[str, ...]] = ()
-    left_out: ClassVar[tuple[str, ...]] = ()
     unreadable: ClassVar[tuple[tuple[str, str], ...]] = ()
     sequential: ClassVar[bool] = False
 
@@ -50,6 +50,11 @@ class ImageFolder:
         names = files_below(self.base, SUFFIXES)
         ids = [str(Path(name).with_suffix("")) for name in names]
         return pd.DataFrame({ID: ids, FILE: names}, dtype=str)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Images of kinds that shards do not hold."""
+        return files_below(self.base, OTHERS)
 
     def files(self) -> list[Path]:
         """None holds many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -149,7 +150,11 @@ class Job:
         if self.catalogue is None:
             for option in needs_table:
                 if getattr(self, option):
-                    raise UserError(f"{_flag(option)} and --{self.kind} need a --catalogue")
+                    asked = "healpix_order" if option in ("ra_column", "dec_column") else option
+                    raise UserError(
+                        f"{_flag(asked)} is about a table: --catalogue beside --{self.kind} would "
+                        "be right"
+                    )
         if self.file_pattern:
             if self.file_column:
                 raise UserError("--file-column and --file-pattern: one of them would be right")
@@ -165,7 +170,7 @@ class Job:
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)}: one of them would be right")
         val, test = self.fractions
-        if min(val, test) < 0 or val + test > 1:
+        if not (val >= 0 and test >= 0 and val + test <= 1):  # false for NaN, too
             raise UserError(
                 f"--val-fraction {val} --test-fraction {test}: "
                 "0 or more each, 1 at most together, would be right"
@@ -179,10 +184,14 @@ class Job:
                 raise UserError(f"{_flag(option)} needs --stretch asinh or lupton")
         if self.stretch and len(self.rgb) != 3:
             raise UserError(f"--stretch {self.stretch}: needs --rgb and three bands, red first")
-        if self.scales and (len(self.scales) != 3 or min(self.scales) <= 0):
+        if self.scales and (len(self.scales) != 3 or not all(map(_positive, self.scales))):
             raise UserError(f"--scales {' '.join(map(str, self.scales))}: three above 0, red first")
-        if self.softening is not None and self.softening <= 0:
+        if self.softening is not None and not _positive(self.softening):
             raise UserError(f"--softening {self.softening}: above 0 would be right")
+
+
+def _positive(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
 
 
 def _flag(option: str) -> str:

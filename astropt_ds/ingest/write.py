@@ -12,7 +12,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from astropt_ds.data.decode import JPEG_MAGIC, BadImageError, decode, encode_fluxes
+from astropt_ds.data.decode import (
+    JPEG_MAGIC,
+    BadImageError,
+    check_finite,
+    decode,
+    encode_fluxes,
+)
 from astropt_ds.data.manifest import MAX_SIDE
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import Sample, write_shard
@@ -96,11 +102,9 @@ class Writer:
         size = pixels.shape[:2]
         if pixels.dtype == np.uint8:
             return "png", _png(pixels), size
-        if bad := int((~np.isfinite(pixels)).sum()):
-            if not self.keep_nan:
-                raise BadImageError(f"{bad} pixels are not finite; --nan zero would keep it")
-            if self.stretch:
-                pixels = np.where(np.isfinite(pixels), pixels, 0)
+        check_finite(pixels, self.keep_nan)
+        if self.stretch:
+            pixels = np.where(np.isfinite(pixels), pixels, 0)
         if self.stretch is None:
             return "npy", encode_fluxes(pixels), size
         image = self.stretch(pixels)

@@ -25,6 +25,7 @@ from astropt_ds.training.samples import reconstruction_picture
 from astropt_ds.training.validation import Validation
 
 COMPLETE = "complete"
+SHARDS = "shards"
 ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
 SEVERAL = 8  # bad images of a shard before their fraction does
 
@@ -254,7 +255,7 @@ class Run:
             "data.image_size": self.config.data.image_size,
             "data.window": self.config.data.window,
             "data.augment": self.config.data.augment,
-            "shards": self.galaxies.hash,
+            SHARDS: self.galaxies.hash,
         }
 
     def _load(self, path: Path, engine: Engine) -> None:
@@ -262,6 +263,11 @@ class Run:
             state = checkpoint.read_manifest(path)["state"]
             for key, now in self._identity().items():
                 then = state["identity"].get(key)
+                if then != now and key == SHARDS:
+                    raise UserError(
+                        f"{path} was made from other images, sources or weights than "
+                        "data.path or data.sources name now: keep those, or name another run.dir"
+                    )
                 if then != now:
                     raise UserError(
                         f"{path} was made with {key}={then}; this run has {now}: keep the old "

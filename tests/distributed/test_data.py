@@ -63,7 +63,7 @@ def test_a_run_whose_shards_have_changed_is_not_resumed(launch, tiny, shards, tm
     manifest.save(copy)
     done = train(launch, tiny, run, 1, where, "run.steps=4", launcher="python")
     assert done.returncode == 2
-    assert "was made with shards=" in done.stderr.splitlines()[-1]
+    assert "was made from other images, sources or weights" in done.stderr.splitlines()[-1]
 
 
 def test_several_sources_are_logged_as_drawn(launch, tiny, shards, tmp_path):

@@ -174,7 +174,7 @@ def test_fluxes_with_nan_are_left_out_unless_they_are_wanted(tmp_path, keep):
     assert Folder(tmp_path).manifest.nan == ("zero" if keep else "none")
     assert (report.samples["train"], report.rejected) == ((2, 0) if keep else (1, 1))
     if not keep:
-        reason = "1 pixels are not finite; --nan zero would keep it"
+        reason = "1 values are not finite; --nan zero would keep it"
         assert rejected(tmp_path) == [("gap", "train.tar", reason)]
 
 

@@ -110,7 +110,7 @@ def test_stamps_smaller_than_declared_are_told_before_the_run_or_refused(tiny):
         galaxies(tiny, data__image_size=80)
     assert "smaller than data.image_size=80" in str(error.value)
     assert "115 of 115 images in split 'train'" in str(error.value)
-    assert "all have 64 pixels" in str(error.value)
+    assert "all have at least 64 pixels" in str(error.value)
     warnings = galaxies(tiny, data__image_size=80, data__max_bad_fraction=1).warnings
     assert ["weight zero" in w for w in warnings] == [True, True]
     assert "'train'" in warnings[0] and "'val'" in warnings[1]

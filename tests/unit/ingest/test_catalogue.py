@@ -100,7 +100,7 @@ def test_the_row_beside_an_id_is_found_or_none_is(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("t.csv", "id,x\na,1\n,2\n", "column 'id' is empty in 1 rows"),
+        ("t.csv", "id,x\na,1\n,2\n", "column 'id' is empty in 1 of 2 rows, row 1 for one"),
         ("t.csv", "name,x\na,1\n", "t.csv: has none of the columns id, .* it has name, x"),
         ("t.csv", "", "--catalogue .*t.csv: cannot be read"),
         ("t.parquet", "id\n", "--catalogue .*t.parquet: cannot be read"),

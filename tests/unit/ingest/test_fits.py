@@ -129,7 +129,7 @@ def test_what_cannot_be_used_is_left_out_and_listed(tmp_path):
         ({"file_pattern": "{id}.fits"}, r"--file-pattern {id}.fits: needs {id} and {band} in it"),
         ({"file_pattern": "{id}-{band}.fits"}, "--file-pattern .* and --bands"),
         ({"file_pattern": "{id}_{band}.fit", "bands": ("g",)}, "no images in --fits"),
-        ({"id_column": "id"}, "--id-column and --fits need a --catalogue"),
+        ({"id_column": "id"}, "--id-column is about a table: --catalogue beside --fits"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, change, message):

@@ -83,6 +83,45 @@ def test_rows_of_other_bands_or_types_are_left_out_and_listed(universe, tmp_path
     assert listed["file"][20] == "z.hdf5, row 0"
 
 
+def test_what_most_images_have_is_right_not_what_the_first_has(universe, tmp_path):
+    others = ("DES-G", "DES-R", "DES-I", "DES-Y")
+    write_mmu(universe / "a first one.hdf5", [20], bands=others)
+    assert set(made(tmp_path / "s", hdf5=(universe,))) == {str(i) for i in range(12)}
+    picked = made(tmp_path / "t", hdf5=(universe,), bands=("DES-G", "DES-Z"))
+    assert set(picked) == {str(i) for i in range(12)}
+
+
+def test_a_file_that_cannot_be_read_costs_no_other(universe, tmp_path):
+    whole = universe / "healpix=12/001-of-001.hdf5"
+    for name in ("healpix=1/a.hdf5", "healpix=99/z.hdf5"):
+        path = universe / name
+        path.parent.mkdir()
+        path.write_bytes(whole.read_bytes()[:1000])
+    assert len(made(tmp_path / "s", hdf5=(universe,))) == 12
+    listed = pd.read_csv(tmp_path / "s" / "rejected.csv")
+    assert len(listed) == 2 and listed["reason"].str.contains("cannot be read").all()
+    assert listed["file"].str.endswith(("a.hdf5", "z.hdf5")).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("option", ["softening", "scales"])
+def test_numbers_that_would_make_nothing_of_the_images_are_refused(tmp_path, option, value):
+    write_stein(tmp_path / "a.h5", np.array([fluxes(0, bands=3)]))
+    number = (value, 1.0, 1.0) if option == "scales" else value
+    options = {"stretch": "lupton", "rgb": ("1", "2", "3"), option: number}
+    with pytest.raises(UserError, match=f"--{option} .*above 0"):
+        make_shards(Job(hdf5=(tmp_path / "a.h5",), output=tmp_path / "s", **options))
+
+
+def test_an_image_without_any_value_is_left_out_even_if_gaps_are_kept(tmp_path):
+    images = np.array([fluxes(i, bands=3) for i in range(2)])
+    images[1] = np.nan
+    write_stein(tmp_path / "a.h5", images)
+    assert list(made(tmp_path / "s", hdf5=(tmp_path / "a.h5",), nan="zero")) == ["a-0"]
+    reason = pd.read_csv(tmp_path / "s" / "rejected.csv")["reason"][0]
+    assert reason == "holds no finite value"
+
+
 def test_sky_tiles_of_files_stay_on_one_side(universe, tmp_path):
     options = {"val_fraction": 0.4, "test_fraction": 0.2, "healpix_order": 0}
     found = made(tmp_path / "s", hdf5=(universe,), **options)
@@ -141,7 +180,7 @@ def test_pixels_that_are_not_finite_are_refused_or_kept_to_be_read_as_zero(tmp_p
     source = {"hdf5": (tmp_path / "a.h5",)}
     assert list(made(tmp_path / "s", **source)) == ["a-0", "a-2"]
     reason = pd.read_csv(tmp_path / "s" / "rejected.csv")["reason"][0]
-    assert reason == "2 pixels are not finite; --nan zero would keep it"
+    assert reason == "2 values are not finite; --nan zero would keep it"
     kept = made(tmp_path / "t", nan="zero", **source)
     assert Folder(tmp_path / "t").manifest.nan == "zero"
     image = decode(kept["a-1"]["image"])

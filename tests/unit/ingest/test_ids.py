@@ -22,8 +22,8 @@ NUMBER = itertools.count()
 
 
 def is_plain(text):
-    """Neither padded nor bytes that became text: what is meant by those is tested in test_cells."""
-    return text.strip(" \0") == text and text_of(text) == text
+    """Neither padded at its end nor bytes that became text: those are tested in test_cells."""
+    return text.rstrip(" \0") == text and text_of(text) == text
 
 
 LETTERS = st.characters(codec="utf-8", exclude_categories=["Cc"])
@@ -123,3 +123,10 @@ def test_of_64_bit_integers_everywhere(new, numbers):
                 Table.from_pandas(table).write(path)
 
         assert named(here, numbers, write) == ids
+
+
+def test_that_begin_with_a_blank_are_others_than_those_without(new):
+    folder = new()
+    table = pa.table({"image": [JPEG] * 2, "id": [b" 7", b"7"]})
+    pq.write_table(table, folder / "t.parquet")
+    assert set(made(folder / "s", parquet=(folder / "t.parquet",))) == {" 7", "7"}

@@ -173,11 +173,15 @@ def test_without_a_catalogue_every_image_below_the_folder_is_taken(survey):
         ({"filter": "number <"}, "--filter 'number <': invalid syntax"),
         ({"filter": "field"}, "--filter 'field': .* would be right"),
         ({"filter": "number > 99"}, "--filter 'number > 99': keeps none of 40 rows"),
-        ({"catalogue": None, "filter": "number > 9"}, "need a --catalogue"),
+        (
+            {"catalogue": None, "filter": "number > 9"},
+            "--filter is about a table: --cat",
+        ),
         ({"id_column": "field"}, "holds 30 ids twice, 'field0' for one"),
         ({"samples_per_shard": 0}, "1 or more"),
         ({"val_fraction": 0.9}, "--val-fraction 0.9 .* 1 at most together"),
         ({"val_fraction": -0.1}, "--val-fraction -0.1 .* 0 or more each"),
+        ({"val_fraction": float("nan")}, "--val-fraction nan .* 0 or more each"),
         ({"min_side": -3}, "--min-side -3: 1 or more"),
         ({"processes": 0}, "--processes 0: 1 or more"),
         ({"images": None}, "just one of --images, --parquet, --hdf5, --fits .* not 0"),
@@ -334,3 +338,19 @@ def test_cells_of_any_type_become_json(tmp_path):
     assert labels[0]["when"].startswith("2026-01-01")
     assert labels[1]["vector"] == [None, 1.0]
     assert io.BytesIO(everything[0]["jpg"]).read(2) == b"\xff\xd8"
+
+
+def test_an_image_that_no_index_can_hold_is_left_out_and_listed(tmp_path):
+    Image.fromarray(np.zeros((16, 70_000, 3), np.uint8)).save(tmp_path / "wide.png")
+    Image.fromarray(blob(0)).save(tmp_path / "good.png")
+    make_shards(Job(images=tmp_path, output=tmp_path / "s"))
+    listed = pd.read_csv(tmp_path / "s" / "rejected.csv")
+    assert listed["reason"].tolist() == ["is 70000 x 16 pixels, larger than 65535"]
+
+
+def test_pictures_of_other_kinds_are_told(tmp_path):
+    for name in ("a.gif", "b.tif", "c.png"):
+        Image.fromarray(blob(0)).save(tmp_path / name)
+    said = []
+    make_shards(Job(images=tmp_path, output=tmp_path / "s"), said.append)
+    assert said == ["not used: a.gif, b.tif"]

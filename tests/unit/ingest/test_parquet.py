@@ -129,6 +129,24 @@ def test_binary_columns_png_and_second_images(tmp_path):
     assert reasons[0] == "has no image" and "cannot be decoded" in reasons[1]
 
 
+def test_a_file_that_cannot_be_read_costs_no_other(snapshot, tmp_path):
+    folder, _, images = snapshot
+    for name in ("train-00000-of-00002", "train-00009-of-00002"):  # the first of all, and one more
+        (folder / "data" / f"{name}.parquet").unlink(missing_ok=True)
+        (folder / "data" / f"{name}.parquet").write_bytes(b"PAR1 cut off")
+    found = made(tmp_path / "s", parquet=(folder,))
+    assert set(found) == set(list(images)[8:])
+    listed = pd.read_csv(tmp_path / "s" / "rejected.csv")
+    assert listed["file"].str.contains("train-00000|train-00009").sum() == 2
+    assert listed["reason"].str.contains("cannot be read").sum() == 2
+
+
+def test_a_folder_that_is_named_as_a_split_gives_it(tmp_path):
+    write_images(tmp_path / "validation" / "0.parquet", ["a", "b"], [jpeg(0), jpeg(1)])
+    found = made(tmp_path / "s", parquet=(tmp_path / "validation",))
+    assert {sample["split"] for sample in found.values()} == {"val"}
+
+
 def test_a_damaged_row_group_costs_no_other(tmp_path):
     path = tmp_path / "t.parquet"
     ids = [f"g{i}" for i in range(12)]
@@ -151,7 +169,7 @@ def test_a_damaged_row_group_costs_no_other(tmp_path):
         ({"image_column": "mag"}, "--image-column mag: .* holds double there; the bytes of"),
         ({"id_column": "objid"}, "--id-column objid: .* has no such column; it has dr8_id, mag"),
         ({"id_column": "mag"}, "--parquet .* column 'mag' holds 2 ids twice, '1' for one"),
-        ({"id_column": "empty"}, "column 'empty' is empty in 3 rows"),
+        ({"id_column": "empty"}, "column 'empty' is empty in 3 of 3 rows, row 0 for one"),
         ({"parquet": ("none",)}, "--parquet .*none: is not there"),
         ({"parquet": ("void",)}, r"--parquet .*void: holds no file \*.parquet"),
         ({"parquet": ("bad.parquet",)}, "bad.parquet: cannot be read"),
@@ -164,7 +182,10 @@ def test_a_damaged_row_group_costs_no_other(tmp_path):
         ({"nan": "zero"}, "--nan zero: .* holds 8-bit images; it is for fluxes"),
         ({"bands": ("g",)}, "--bands goes with --hdf5 and --fits, not with --parquet"),
         ({"file_column": "f"}, "--file-column goes with --images and --fits"),
-        ({"catalogue_id_column": "f"}, "--catalogue-id-column and --parquet need a --catalogue"),
+        (
+            {"catalogue_id_column": "f"},
+            "--catalogue-id-column is about a table",
+        ),
         ({"images": "void"}, "just one of --images, --parquet, --hdf5, --fits"),
     ],
 )

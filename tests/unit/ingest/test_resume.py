@@ -1,5 +1,6 @@
 """A job that is interrupted goes on, and ends as if it had not been."""
 
+import json
 import os
 import signal
 import subprocess
@@ -152,6 +153,25 @@ def test_an_interrupt_ends_in_one_line(story):
 def test_images_that_changed_since_are_not_mixed_with_those_before(story):
     message = str(story["other images"].value)
     assert "the images or their tables are others now" in message
+
+
+def test_a_shard_whose_images_have_changed_is_written_again(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(IMAGES):
+        Image.fromarray(np.full((1500, 1500, 3), i, np.uint8)).save(images / f"{i:04d}.png")
+    job = Job(images=images, output=tmp_path / "shards", samples_per_shard=2)
+    command = Command(job)
+    command.process.kill()
+    command.end()
+    done = sorted(command.finished())[0]
+    record = json.loads((command.records / f"{done}.json").read_text())
+    changed = images / f"{record['rows'][0][0]}.png"
+    Image.fromarray(np.full((1500, 1500, 3), 200, np.uint8)).save(changed)
+    make_shards(job, [].append)
+    fresh = replace(job, output=tmp_path / "fresh")
+    make_shards(fresh, [].append)
+    assert contents(job.output) == contents(fresh.output)
 
 
 def test_a_folder_of_someone_else_is_not_touched(tmp_path):
