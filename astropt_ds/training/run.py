@@ -16,6 +16,7 @@ from astropt_ds.data.reader import Fault
 from astropt_ds.errors import UserError
 from astropt_ds.flops import mfu, training_flops
 from astropt_ds.training import checkpoint
+from astropt_ds.training.bad_samples import BadSamples
 from astropt_ds.training.engine import Engine, StepResult
 from astropt_ds.training.environment import attention_kernel, environment
 from astropt_ds.training.metrics import METRICS, Metrics, read_metrics
@@ -26,8 +27,6 @@ from astropt_ds.training.validation import Validation
 
 COMPLETE = "complete"
 SHARDS = "shards"
-ENOUGH_SAMPLES = 1000  # before the fraction of bad ones means something
-SEVERAL = 8  # bad images of a shard before their fraction does
 
 
 class Run:
@@ -48,8 +47,7 @@ class Run:
     def __init__(self, config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
         self.config, self.galaxies, self.ranks = config, galaxies, ranks
         self.step = 0
-        self.bad_samples = 0
-        self._bad_keys: dict[str, set[str]] = {}  # of each shard
+        self.bad = BadSamples(config, galaxies.shard_samples)
         self._clock = time.monotonic()
         self._validated = False
         if config.run.dir is None:
@@ -107,7 +105,7 @@ class Run:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         images = self.config.batch.global_images
-        self.bad_samples += result.bad
+        self.bad.count += result.bad
         if self.ranks.main:
             assert self.metrics and self.progress
             rate = images * self.config.tokens_per_image / seconds
@@ -124,16 +122,13 @@ class Run:
                 mfu=self._mfu(rate),
                 data_wait_s=self.galaxies.waited,
                 memory_bytes=self._memory(),
-                bad_samples=self.bad_samples,
+                bad_samples=self.bad.count,
                 **({"drawn": drawn} if (drawn := self.galaxies.drawn(self.step * images)) else {}),
             )
             self.progress.update(self.step, result.loss, result.lr, images, seconds)
         self.galaxies.waited = 0.0
         if result.bad:
-            self._check_shards(self._report("bad_sample", result.faults))
-            # the fraction of a few samples means little, unless none of them can be used
-            enough = images if result.bad == images else ENOUGH_SAMPLES
-            self._check_bad_samples(max(self.step * images, enough))
+            self.bad.add(self._report("bad_sample", result.faults), self.step)
 
     def record_validation(self, validation: Validation) -> None:
         """Record a validation, its failures and its picture. Collective."""
@@ -165,7 +160,7 @@ class Run:
         start = time.monotonic()
         state = {
             "updates": engine.updates,
-            "bad_samples": self.bad_samples,
+            "bad_samples": self.bad.count,
             "identity": self._identity(),
             "config": self.config.model_dump(mode="json"),
         }
@@ -180,7 +175,7 @@ class Run:
         Raises:
             UserError: too many samples failed.
         """
-        self._check_bad_samples(self.step * self.config.batch.global_images)
+        self.bad.check(self.step)
         if self.ranks.main:
             assert self.metrics and self.progress
             found = [r for r in read_metrics(self.dir) if r["kind"] == "val"]
@@ -202,17 +197,6 @@ class Run:
             self.metrics.write("event", self.step, event=name, text=text, **values)
             self.progress.say(text)
 
-    # Failing samples.
-
-    def _check_bad_samples(self, of: int) -> None:
-        if self.bad_samples > self.config.data.max_bad_fraction * of:
-            raise UserError(
-                f"{self.bad_samples} of {self.step * self.config.batch.global_images} samples "
-                f"failed, more than data.max_bad_fraction={self.config.data.max_bad_fraction} "
-                f"allows; each is a bad_sample in {self.dir / METRICS}: mend the shards, or allow "
-                "more"
-            )
-
     def _report(self, event: str, faults: list[Fault]) -> list[Fault]:
         """Record the faults of all ranks, and return them. Collective."""
         everywhere = [fault for faults in self.ranks.gather(faults) for fault in faults]
@@ -220,19 +204,6 @@ class Run:
             text = f"bad sample {fault.shard} {fault.key}: {fault.reason}"
             self.event(event, text, shard=fault.shard, key=fault.key)
         return everywhere
-
-    def _check_shards(self, faults: list[Fault]) -> None:
-        """Stop at a shard that is bad as a whole: more than half of its images, and several."""
-        allowed = max(0.5, self.config.data.max_bad_fraction)
-        for fault in faults:
-            bad = self._bad_keys.setdefault(fault.shard, set())
-            bad.add(fault.key)
-            of = self.galaxies.shard_samples[fault.shard]
-            if len(bad) >= SEVERAL and len(bad) > allowed * of:
-                raise UserError(
-                    f"{fault.shard}: {len(bad)} of its {of} images could not be used, the last, "
-                    f"{fault.key}: {fault.reason}; tools/verify_shards.py says what is wrong"
-                )
 
     # What a run knows about itself.
 
@@ -276,7 +247,7 @@ class Run:
             manifest = checkpoint.load(path, engine.fragments())
         engine.restored(state["updates"])
         self.step = manifest["step"]
-        self.bad_samples = state["bad_samples"]
+        self.bad.count = state["bad_samples"]
 
     def _check_no_newer(self, found: Path) -> None:
         """Going back in a folder would leave two branches of one run in it."""
