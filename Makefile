@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Where there is an NVIDIA GPU, torch's default build; elsewhere the CPU build that is pinned.
-PACKAGES := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '-e .[dev,demo]' || echo '-r requirements-cpu.txt')
+PACKAGES := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '-e .[dev,demo,surveys,remote]' || echo '-r requirements-cpu.txt')
 
 # Make the demo from real images instead: make demo DATA=FOLDER
 DATA ?=
@@ -47,8 +47,9 @@ $(DEMO)/run/complete: $(DEMO)/shards/manifest.json
 	DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m astropt_ds.train \
 	    --config demo data.path=$(DEMO)/shards run.dir=$(DEMO)/run
 
-$(VENV)/oracle: tests/requirements-oracle.txt | venv
-	$(BIN)/pip install --quiet --no-deps -r $<
+$(VENV)/oracle: tests/requirements-oracle.txt tests/requirements-s3.txt | venv
+	$(BIN)/pip install --quiet --no-deps -r tests/requirements-oracle.txt
+	$(BIN)/pip install --quiet -r tests/requirements-s3.txt
 	touch $@
 
 test: venv $(VENV)/oracle

@@ -1,3 +1,4 @@
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -194,7 +195,10 @@ def test_a_server_that_dies_is_a_clear_stop_and_no_hang(tiny, shards, serve, tmp
     assert found[-1].startswith(f"{url}/train-") and "cannot be fetched, tried 2 times" in found[-1]
 
 
+@pytest.mark.needs("s3")
 def test_s3_is_read_like_a_folder(tiny, shards, tmp_path, monkeypatch):
+    if importlib.util.find_spec("moto") is None:
+        pytest.skip("no S3 server: tests/requirements-s3.txt is not installed")
     port = free_port()
     server = subprocess.Popen(
         [Path(sys.executable).parent / "moto_server", "-p", str(port)],
