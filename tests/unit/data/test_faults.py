@@ -1,6 +1,7 @@
 """Each fault ends as declared: a slot of weight zero that is named, or a clear stop."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -193,6 +194,7 @@ def test_damaged_rows_of_the_index_are_a_clear_stop(tiny, shards, tmp_path):
 
 def test_closed_loaders_leave_no_file_open(tiny):
     loader = galaxies(tiny)
+    gc.collect()  # loaders of other tests must not end in the middle of this one
     before = psutil.Process().num_fds()
     for batches in loader.steps(0, 10):
         assert [batch.problem for batch in batches] == [None]
