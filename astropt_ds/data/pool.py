@@ -7,6 +7,7 @@ waiting for a lock that its owner will never give back: a pool is made before th
 
 from __future__ import annotations
 
+import gc
 import itertools
 import mmap
 import multiprocessing
@@ -67,10 +68,14 @@ class Pool:
         self._workers: list[_Worker] = []
         context = multiprocessing.get_context("fork")
         pipes = [context.Pipe() for _ in range(workers)]
+        # A child must not collect what its parent left uncollected: it would run the parent's
+        # finalizers, on the parent's pipes. Untouched pages stay shared, besides.
+        gc.freeze()
         for number in range(workers):
             process = context.Process(target=self._serve, args=(pipes, number), daemon=True)
             process.start()
             self._workers.append(_Worker(process, pipes[number][0]))
+        gc.unfreeze()
         for _, far_end in pipes:
             far_end.close()
         # also when nobody calls close: at the interpreter's exit multiprocessing would send them
