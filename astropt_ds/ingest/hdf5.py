@@ -30,6 +30,7 @@ from astropt_ds.ingest.source import (
     Row,
     choose_bands,
     common_base,
+    each_readable,
     find_files,
     first_readable,
     optional,
@@ -104,12 +105,7 @@ class HDF5Files:
         """A row an image."""
         wanted = [name for name in self.columns if needed(name)]
         parts = {}
-        for path in self.files():
-            try:
-                file = _open(path)
-            except UserError as error:
-                self.unreadable.append((str(path), str(error).removeprefix(f"{path}: ")))
-                continue
+        for path, file in each_readable(self.files(), _open, self.unreadable):
             with file:
                 parts[path] = self._part(file, path, wanted)
         return stack(list(parts.values()), list(parts), self.base)

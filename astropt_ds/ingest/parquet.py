@@ -26,6 +26,7 @@ from astropt_ds.ingest.source import (
     Picture,
     Row,
     common_base,
+    each_readable,
     find_files,
     first_readable,
     stack,
@@ -97,12 +98,7 @@ class ParquetFiles:
         """A row an image. Only the columns needed are read."""
         wanted = list(dict.fromkeys([self.id_column, *filter(needed, self.columns)]))
         parts = {}
-        for path in self.files():
-            try:
-                file = _open(path)
-            except UserError as error:
-                self.unreadable.append((str(path), str(error).removeprefix(f"{path}: ")))
-                continue
+        for path, file in each_readable(self.files(), _open, self.unreadable):
             part = self._read_columns(file, path, wanted)
             part[ID] = texts(part[self.id_column], self.id_column, str(path))
             parts[path] = part

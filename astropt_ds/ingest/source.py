@@ -152,6 +152,19 @@ def first_readable(files: Sequence[Path], open_: Callable[[Path], Any]) -> Any:
     raise problem
 
 
+def each_readable(
+    files: Sequence[Path], open_: Callable[[Path], Any], unreadable: list[tuple[str, str]]
+) -> Iterator[tuple[Path, Any]]:
+    """(path, opened file) of those that open; the others are noted as (file, reason)."""
+    for path in files:
+        try:
+            file = open_(path)
+        except UserError as error:
+            unreadable.append((str(path), str(error).removeprefix(f"{path}: ")))
+            continue
+        yield path, file
+
+
 def files_below(base: Path, suffixes: Sequence[str]) -> list[str]:
     """The paths of files below a folder, relative to it, in order.
 
