@@ -6,26 +6,24 @@ that a run needs besides (the DeepSpeed dictionary, micro-batches, accumulation)
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from astropt_ds.config_run import (
+    CheckpointConfig,
+    EnergyConfig,
+    EvalConfig,
+    HealthConfig,
+    RunConfig,
+    SnapshotConfig,
+    WandbConfig,
+)
 from astropt_ds.errors import UserError
+from astropt_ds.section import Fraction, Momentum, NonNegative, Positive, Section
 
 LARGEST_DERIVED_MICRO = 16
-
-
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """A frozen group of keys that rejects those it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModalityConfig(Section):
@@ -52,6 +50,7 @@ class ModelConfig(Section):
     objective: Literal["ar"] = "ar"
     orientation: Literal["rows", "columns"] | None = None  # the tokeniser's generation if unset
     modalities: dict[str, ModalityConfig] = {"images": ModalityConfig()}
+    init_from: str | None = None  # a model folder whose weights a new run starts from
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -69,6 +68,10 @@ class ModelConfig(Section):
     def images(self) -> ModalityConfig:
         """The image modality."""
         return self.modalities["images"]
+
+    def architecture(self) -> dict[str, Any]:
+        """All keys but where the first weights came from, as JSON holds them."""
+        return self.model_dump(mode="json", exclude={"init_from"})
 
 
 class AttentionConfig(Section):
@@ -161,17 +164,35 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Linear warm-up from zero, then a cosine to ``floor * lr``, then constant; in updates."""
+    """Linear warm-up from zero, then down to ``floor * lr`` and constant; in updates."""
 
+    kind: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup: NonNegative = 2000
     decay_until: Positive = 29_700
+    decay_from: NonNegative | None = None  # wsd: the peak is held until then; 4/5 if unset
     floor: Fraction = 0.1
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
+        if self.kind == "constant":
+            return self
         if self.warmup > self.decay_until:
             raise ValueError(f"warmup={self.warmup} ends after decay_until={self.decay_until}")
+        if self.decay_from is not None and self.kind != "wsd":
+            raise ValueError(f"decay_from={self.decay_from} needs kind=wsd, not kind={self.kind}")
+        if not self.warmup <= self.decay_starts <= self.decay_until:
+            raise ValueError(
+                f"decay_from={self.decay_starts} lies outside warmup={self.warmup} to "
+                f"decay_until={self.decay_until}"
+            )
         return self
+
+    @property
+    def decay_starts(self) -> int:
+        """The update at which the factor leaves the peak."""
+        if self.kind != "wsd":
+            return self.warmup
+        return self.decay_until * 4 // 5 if self.decay_from is None else self.decay_from
 
 
 class ZeroConfig(Section):
@@ -187,34 +208,6 @@ class ZeroConfig(Section):
         return self
 
 
-class EvalConfig(Section):
-    """Validation on a fixed set: the first ``images`` of the validation split."""
-
-    every: Positive = 1000  # steps
-    images: Positive = 3200
-
-
-class CheckpointConfig(Section):
-    """When the run's state is saved; the last step always is."""
-
-    every: Positive = 1000  # steps
-
-
-class RunConfig(Section):
-    """The run's folder and length."""
-
-    dir: str | None = None
-    steps: Positive = 30_000
-    resume: str = "auto"  # auto | never | the path of a checkpoint
-
-
-class WandbConfig(Section):
-    """Weights & Biases; `off` never imports it."""
-
-    mode: Literal["off", "offline", "online"] = "off"
-    project: str = "astropt_ds"
-
-
 class Config(Section):
     """A whole run."""
 
@@ -227,8 +220,12 @@ class Config(Section):
     zero: ZeroConfig = ZeroConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
+    health: HealthConfig = HealthConfig()
     run: RunConfig = RunConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False  # event files in the run's folder
+    energy: EnergyConfig = EnergyConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: NonNegative = 0
 

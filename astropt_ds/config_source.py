@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from astropt_ds.config import Config, ModalityConfig, Section
+from astropt_ds.config import Config, ModalityConfig
 from astropt_ds.errors import UserError
+from astropt_ds.section import Section
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -218,7 +218,7 @@ class Run:
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one that wrote the checkpoint."""
-        model = self.config.model.model_dump(mode="json")
+        model = self.config.model.architecture()
         return {
             **{f"model.{key}": value for key, value in model.items()},
             "seed": self.config.seed,

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "astropt_ds"
 # Each room may import from those before it, and from its own.
 FLOORS = (
-    ("errors", "files"),
+    ("errors", "files", "section"),
+    ("config_run",),
     ("config",),
     ("config_source",),
     ("flops", "tokens", "attention", "schedule"),
