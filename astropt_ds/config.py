@@ -49,7 +49,7 @@ class ModelConfig(Section):
     attention: Literal["causal", "full"] = "causal"
     objective: Literal["ar"] = "ar"
     orientation: Literal["rows", "columns"] | None = None  # the tokeniser's generation if unset
-    modalities: dict[str, ModalityConfig] = {"images": ModalityConfig()}
+    modalities: dict[str, ModalityConfig] = Field(default={"images": ModalityConfig()})
     init_from: str | None = None  # a model folder whose weights a new run starts from
 
     @model_validator(mode="after")
@@ -91,7 +91,7 @@ class DataConfig(Section):
     """Where the shards lie and how they are read."""
 
     path: str | None = None  # a folder or URL of shards with its manifest (tools/make_shards.py)
-    sources: dict[str, SourceConfig] = {}  # or several, each with a name
+    sources: dict[str, SourceConfig] = Field(default={})  # or several, each with a name
     cache: str | None = None  # a local folder for remote shards
     cache_gb: Annotated[float, Field(gt=0)] = 100.0  # that it may hold, in 1e9 bytes
     retries: NonNegative = 5  # of a failed transfer, after 1, 2, 4, ... seconds

@@ -29,15 +29,15 @@ class SnapshotConfig(Section):
 
     schedule: Literal["off", "log", "even", "manual"] = "off"
     count: Annotated[int, Field(ge=2)] = 64  # log and even: with step 0 and the last
-    steps: list[NonNegative] = []  # manual
+    steps: tuple[NonNegative, ...] = ()  # manual
     dtype: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _check(self) -> SnapshotConfig:
-        if bool(self.steps) != (self.schedule == "manual"):
-            raise ValueError(
-                f"steps={self.steps} with schedule={self.schedule}: manual, and only manual, has steps"
-            )
+        if self.schedule == "manual" and not self.steps:
+            raise ValueError("schedule=manual needs steps, for example steps=[0,100,1000]")
+        if self.steps and self.schedule != "manual":
+            raise ValueError(f"steps needs schedule=manual, not schedule={self.schedule}")
         return self
 
 
