@@ -1,4 +1,4 @@
-"""How a user's mistake ends: one clear line and exit code 2, never a traceback."""
+"""How a command ends: a user's mistake is one clear line and exit code 2, never a traceback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -15,14 +16,24 @@ class UserError(Exception):
     """A mistake that the user can mend. The message names the file, key or value, and what fits."""
 
 
+class RunAgain(Exception):
+    """The command has saved what it did and ended early; given again, it goes on from there."""
+
+
 def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
-    """Run a command line's ``main``; a :class:`UserError` becomes one line on stderr and exit 2."""
+    """Run a command line's ``main``.
+
+    A :class:`UserError` becomes one line on stderr and exit code 2, :class:`RunAgain` 75.
+    """
     code = 0
     try:
         main(sys.argv[1:])
     except UserError as error:
         code = EXIT_USER_ERROR
         _say(f"error: {error}")
+    except RunAgain as error:
+        code = EXIT_RUN_AGAIN
+        _say(str(error))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
         _say("\ninterrupted; the same command goes on from what is saved")

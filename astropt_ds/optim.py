@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,9 +28,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), torch's fused one: no compiler, one pass over memory."""
-    return torch.optim.AdamW(
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019) that moves nothing where ``permitted()`` says no.
+
+    DeepSpeed knows the global norm of a partitioned gradient only within its own step, just before
+    it calls this one: here is the last place to call an update off, at every ZeRO stage.
+    """
+
+    permitted: Callable[[], bool] | None = None
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update, if it is permitted."""
+        if self.permitted is None or self.permitted():
+            super().step(closure)
+
+
+def adamw(model: nn.Module, config: OptimConfig) -> GuardedAdamW:
+    """The optimizer of a model; torch's fused kernel: no compiler, one pass over memory."""
+    return GuardedAdamW(
         parameter_groups(model, config.weight_decay),
         lr=config.lr,
         betas=config.betas,

@@ -14,6 +14,7 @@ from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
 from astropt_ds.training.engine import Engine, partitioned
 from astropt_ds.training.environment import attention_kernel
+from astropt_ds.training.interruption import Interruption
 from astropt_ds.training.ranks import Ranks, check_precision, start, uses_gpu
 from astropt_ds.training.run import Run
 from astropt_ds.training.validation import validate
@@ -24,32 +25,38 @@ def main(argv: list[str]) -> None:
     config = parse_command_line(argv)
     if config is not None:
         # its processes are forked before this one has threads
-        with closing(Galaxies(config)) as galaxies, start() as ranks:
-            train(config, galaxies, ranks)
+        with (
+            closing(Galaxies(config)) as galaxies,
+            Interruption(config.run.max_hours) as interruption,
+            start() as ranks,
+        ):
+            train(config, galaxies, interruption, ranks)
 
 
-def train(config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
+def train(config: Config, galaxies: Galaxies, interruption: Interruption, ranks: Ranks) -> None:
     """Predict the next patch of every galaxy, in spiral order, under a Huber loss."""
     with ranks.together():
         check_precision(config.precision, ranks.device)
         attention_kernel(config, ranks)
         galaxies.open(ranks.rank, ranks.size, pin=uses_gpu())
-    run = Run(config, galaxies, ranks)
 
-    with partitioned(config, ranks):
-        model = AstroPT(config.model, seed=config.seed, kernel=config.attention.kernel)
-    engine = Engine(model, config, ranks)
-    run.resume(engine)
+    with Run(config, galaxies, interruption, ranks) as run:
+        with partitioned(config, ranks):
+            model = AstroPT(config.model, seed=config.seed, kernel=config.attention.kernel)
+        engine = Engine(model, config, ranks)
+        run.resume(engine)
 
-    if run.step == 0:
-        run.record_validation(validate(engine, galaxies))
-    for batches in galaxies.steps(run.step, config.run.steps):
-        run.record_step(engine.step(batches))
-        if run.due(config.eval.every):
-            run.record_validation(validate(engine, galaxies))
-        if run.due(config.checkpoint.every):
+        run.save(engine)
+        if run.validation_due():
+            run.record_validation(validate(engine, galaxies, run.watchdog.alive))
+        for batches in galaxies.steps(run.step, config.run.steps):
+            run.record_step(engine.step(batches, stop=interruption.wanted()))
+            if run.validation_due():
+                run.record_validation(validate(engine, galaxies, run.watchdog.alive))
             run.save(engine)
-    run.finish()
+            if run.stopping:
+                break
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -6,29 +6,38 @@ tensor's shape, the fragments that cover it, the files' checksums, and the run's
 ``complete`` with the manifest's own checksum. It is written beside its place and renamed, so that
 a folder of that name is always whole; any ZeRO stage on any number of ranks reads what any other
 wrote.
+
+What a run draws at random is a function of its seed and of where it is, so that no generator's
+state is part of a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file, sync_folder, write_durably
 from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import Ranks
+from astropt_ds.training.staging import (
+    check_cover,
+    fragment_key,
+    merge,
+    remove_folder,
+    replace_folder,
+    staged,
+    write_fragments,
+)
 
 MANIFEST = "manifest.json"
 MARKER = "complete"  # holds the manifest's sha256, as that holds the files'
-FORMAT = "astropt_ds-checkpoint-1"
+FORMAT = "astropt_ds-checkpoint-2"
 POINTER = "latest"
 
 
@@ -45,34 +54,52 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
         The checkpoint's folder.
 
     Raises:
-        UserError: a rank could not write, or the fragments do not cover the tensors. The staging
-            folder stays, older checkpoints and the pointer are as they were.
+        UserError: a rank could not write, or the fragments do not cover the tensors. Older
+            checkpoints and the pointer are as they were, and nothing else is left.
     """
     final = run_dir / "checkpoints" / f"step-{step:08d}"
-    staging = final.with_name(final.name + ".partial")
-    with ranks.together():
-        if ranks.main:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-    with ranks.together():
-        mine = _write_fragments(staging / f"rank-{ranks.rank:05d}.safetensors", fragments)
-    parts = ranks.gather(mine)
-    with ranks.together():
-        if ranks.main:
-            manifest: dict[str, Any] = {
-                "format": FORMAT,
-                "step": step,
-                "state": state,
-                "files": {part["file"]: part["facts"] for part in parts},
-                "tensors": _merge(parts),
-            }
-            _check_cover(manifest["tensors"])
-            write_durably(staging / MANIFEST, json.dumps(manifest))
-            write_durably(staging / MARKER, sha256_file(staging / MANIFEST) + "\n")
-            sync_folder(staging)
-            _replace_folder(staging, final)
-            _point(run_dir, final.name)
+    with staged(final, ranks) as staging:
+        with ranks.together():
+            mine = write_fragments(staging, fragments, ranks)
+        parts = ranks.gather(mine)
+        with ranks.together():
+            if ranks.main:
+                manifest: dict[str, Any] = {
+                    "format": FORMAT,
+                    "step": step,
+                    "state": state,
+                    "files": {part["file"]: part["facts"] for part in parts},
+                    "tensors": merge(parts),
+                }
+                check_cover(manifest["tensors"], STATES)
+                write_durably(staging / MANIFEST, json.dumps(manifest))
+                write_durably(staging / MARKER, sha256_file(staging / MANIFEST) + "\n")
+                replace_folder(staging, final)
+                _point(run_dir, final.name)
     return final
+
+
+def retain(run_dir: Path, keep: int | None, keep_every: int | None) -> list[str]:
+    """Delete old checkpoints; to be called once a newer one is on the disk, by one rank.
+
+    Args:
+        run_dir: the run's folder.
+        keep: newest whole ones that stay; all if None.
+        keep_every: whole ones of steps that are multiples of it stay too.
+
+    Returns:
+        A line on each that could not be deleted.
+    """
+    whole = [path for path in candidates(run_dir) if _is_whole(path)]
+    problems = []
+    for path in [] if keep is None else whole[keep:]:
+        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+            continue
+        try:
+            remove_folder(path)
+        except OSError as error:
+            problems.append(f"{path}: cannot be deleted ({error})")
+    return problems
 
 
 def load(path: Path, fragments: list[Fragment]) -> dict[str, Any]:
@@ -85,7 +112,7 @@ def load(path: Path, fragments: list[Fragment]) -> dict[str, Any]:
     """
     manifest = read_manifest(path)
     tensors = manifest["tensors"]
-    _check_cover(tensors)
+    check_cover(tensors, STATES)
     wanted = {fragment.name: fragment.shape for fragment in fragments}
     for name, shape in wanted.items():
         if name not in tensors or tuple(tensors[name]["shape"]) != shape:
@@ -101,7 +128,7 @@ def load(path: Path, fragments: list[Fragment]) -> dict[str, Any]:
                     continue
                 if file not in files:
                     files[file] = stack.enter_context(safe_open(path / file, framework="pt"))
-                key = _key(fragment.state, fragment.name, offset)
+                key = fragment_key(fragment.state, fragment.name, offset)
                 values = files[file].get_slice(key)[low - offset : high - offset]
                 fragment.values[low - start : high - start].copy_(values)
     return manifest
@@ -164,65 +191,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_fragments(path: Path, fragments: list[Fragment]) -> dict[str, Any]:
-    """Write this rank's file and describe it."""
-    owned = [fragment for fragment in fragments if fragment.owned]
-    tensors = {_key(f.state, f.name, f.offset): f.values.cpu().contiguous() for f in owned}
+def _is_whole(path: Path) -> bool:
     try:
-        save_file(tensors, path)
-    except Exception as error:  # safetensors wraps the operating system's errors in its own
-        raise UserError(f"{path}: cannot be written ({error})") from None
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return {
-        "file": path.name,
-        "facts": {"bytes": path.stat().st_size, "sha256": sha256_file(path)},
-        "owned": [(f.name, f.state, f.shape, f.offset, f.values.numel()) for f in owned],
-    }
-
-
-def _key(state: str, name: str, offset: int) -> str:
-    return f"{state}/{name}/{offset}"
-
-
-def _merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Every logical tensor with its fragments [offset, length, file], in order."""
-    tensors: dict[str, Any] = {}
-    for part in parts:
-        for name, state, shape, offset, length in part["owned"]:
-            tensor = tensors.setdefault(
-                name, {"shape": list(shape), "dtype": "float32", "fragments": {}}
-            )
-            tensor["fragments"].setdefault(state, []).append([offset, length, part["file"]])
-    for tensor in tensors.values():
-        for pieces in tensor["fragments"].values():
-            pieces.sort()
-    return tensors
-
-
-def _check_cover(tensors: dict[str, Any]) -> None:
-    """Every element of every tensor lies in exactly one fragment."""
-    for name, tensor in tensors.items():
-        for state in STATES:
-            end = 0
-            for offset, length, _ in tensor["fragments"].get(state, []):
-                if offset != end:
-                    fault = "a hole" if offset > end else "an overlap"
-                    raise UserError(f"checkpoint: {fault} in {state} of {name} at element {end}")
-                end = offset + length
-            if end != math.prod(tensor["shape"]):
-                raise UserError(f"checkpoint: {state} of {name} ends at element {end}")
-
-
-def _replace_folder(staging: Path, final: Path) -> None:
-    """Rename into place, past a checkpoint of this step that did not verify at resume."""
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    staging.rename(final)
-    sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        read_manifest(path)
+    except UserError:
+        return False
+    return True
 
 
 def _point(run_dir: Path, name: str) -> None:

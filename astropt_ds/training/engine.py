@@ -7,7 +7,6 @@ run's configuration says: batch, precision and clipping. Nothing is written twic
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from astropt_ds.training.fragments import (
     refresh,
     set_optimizer_step,
 )
+from astropt_ds.training.health import Health
 from astropt_ds.training.ranks import Ranks
 
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
@@ -44,8 +44,11 @@ class StepResult(NamedTuple):
         grad_norm: global norm of the gradient, before clipping.
         lr: peak rate times the schedule's factor, as used.
         bad: samples of the global batch that failed.
-        updates: optimizer updates made, this one included.
+        updates: optimizer updates made, this one included unless it was skipped.
         faults: those of this rank.
+        skipped: why the update was skipped, if it was.
+        in_a_row: updates skipped since the last one that was made.
+        stop: whether any rank asked for a stop after this step.
     """
 
     loss: float
@@ -54,6 +57,9 @@ class StepResult(NamedTuple):
     bad: int
     updates: int
     faults: list[Fault]
+    skipped: str | None
+    in_a_row: int
+    stop: bool
 
 
 def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
@@ -108,20 +114,29 @@ class Engine:
         self.config = config
         self.ranks = ranks
         self.updates = 0
+        self.health = Health(config.health)
+        self._loss = 0.0
+        self._whole_norm: float | None = None  # where DeepSpeed keeps none
         if config.zero.stage < 3:
             model.to(ranks.device)
+        optimizer = adamw(model, config.optim)
+        optimizer.permitted = self._permitted
         self.engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=adamw(model, config.optim),
-            config=deepspeed_config(config, ranks.size),
+            model=model, optimizer=optimizer, config=deepspeed_config(config, ranks.size)
         )
 
-    def step(self, batches: Iterable[Batch]) -> StepResult:
-        """One optimizer update on this rank's micro-batches of a global batch.
+    def step(self, batches: Iterable[Batch], stop: bool = False) -> StepResult:
+        """One optimizer update on this rank's micro-batches of a global batch. Collective.
+
+        The update is skipped where the rules of ``health`` say so; then nothing has moved.
+
+        Args:
+            batches: this rank's share.
+            stop: whether this rank wants the run to stop after this step.
 
         Raises:
-            UserError: the data cannot be read on some rank, or the loss or the gradient is not
-                finite; the update was not made.
+            UserError: the data cannot be read on some rank, or the rules of ``health`` stop the
+                run; the update was not made.
         """
         lr = self.config.optim.lr * lr_factor(self.updates, self.config.schedule)
         for group in self.engine.optimizer.param_groups:
@@ -141,23 +156,39 @@ class Engine:
             usable += float(batch.weights.sum())
             problem = problem or batch.problem
         mean = torch.stack(losses).mean().item() / self.ranks.size
-        mean, usable, bad, stop = self.ranks.sum([mean, usable, len(faults), bool(problem)])
-        if stop:
+        sums = [mean, usable, len(faults), bool(problem), stop]
+        mean, usable, bad, problems, stops = self.ranks.sum(sums)
+        if problems:
             self.ranks.agree(problem)
         # what is optimised has the whole batch as its denominator; what is shown has its good part
-        loss = mean * (self.config.batch.global_images / usable) if usable else 0.0
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} before update {self.updates + 1}")
+        self._loss = mean * (self.config.batch.global_images / usable) if usable else 0.0
         # taken before the step, which clips and then clears the gradients
-        norm = self._norm_at_stage_0() if self.config.zero.stage == 0 else None
-        if norm is None or norm.isfinite():
-            self.engine.step()
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
-        # at stages 1 to 3 DeepSpeed skips an update with an infinite gradient without a word
-        if norm is None or not math.isfinite(norm) or not self.engine.was_step_applied():
-            raise UserError(f"the gradient is not finite at update {self.updates + 1}")
-        self.updates += 1
-        return StepResult(loss, float(norm), lr, int(bad), self.updates, faults)
+        self._whole_norm = self._norm_at_stage_0() if self.config.zero.stage == 0 else None
+        self.engine.step()
+        norm = self._norm()
+        skipped = self.health.fault(self._loss, norm)
+        if skipped and self.health.rule(self._loss, norm) == "stop":
+            raise UserError(f"{skipped} before update {self.updates + 1}")
+        if skipped:
+            self.health.skipped += 1
+        else:
+            self.health.made(self._loss, norm)
+            self.updates += 1
+        return StepResult(
+            *(self._loss, norm, lr, int(bad), self.updates, faults),
+            *(skipped, self.health.skipped, bool(stops)),
+        )
+
+    def _permitted(self) -> bool:
+        """Whether AdamW may go on; DeepSpeed knows the gradient's norm by then."""
+        return self.health.fault(self._loss, self._norm()) is None
+
+    def _norm(self) -> float:
+        """Of the global gradient, before clipping."""
+        if self._whole_norm is not None:
+            return self._whole_norm
+        # set just before AdamW's step; infinite where DeepSpeed itself calls the update off
+        return float(self.engine.optimizer._global_grad_norm)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -172,10 +203,10 @@ class Engine:
         patches, weights = batch.to(self.ranks.device)
         return standardise(patches), weights
 
-    def _norm_at_stage_0(self) -> Tensor:
+    def _norm_at_stage_0(self) -> float:
         """The norm that DeepSpeed does not keep where nothing is partitioned."""
         gradients = (p.grad for p in self.engine.module.parameters() if p.grad is not None)
-        return nn.utils.get_total_norm(gradients)
+        return float(nn.utils.get_total_norm(gradients))
 
     # What a checkpoint needs: views of the live state, and the way back from them.
 
@@ -183,8 +214,22 @@ class Engine:
         """The fp32 weights and AdamW moments that this rank holds, as writable views."""
         return fragments(self.engine)
 
-    def restored(self, updates: int) -> None:
-        """To be called on all ranks after the fragments were overwritten."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all parameters, whole: under ZeRO-3 they are empty tensors that know their shape."""
+        parameters = self.engine.module.named_parameters()
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters}
+
+    def refresh(self) -> None:
+        """To be called on all ranks after weights among the fragments were overwritten."""
         refresh(self.engine)
-        set_optimizer_step(self.engine, updates)
-        self.updates = updates
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs besides the fragments, as JSON holds it."""
+        return {"updates": self.updates, "health": self.health.state()}
+
+    def restored(self, state: dict[str, Any]) -> None:
+        """To be called on all ranks after the fragments were overwritten, with the state saved."""
+        self.refresh()
+        set_optimizer_step(self.engine, state["updates"])
+        self.updates = state["updates"]
+        self.health.restore(state["health"])

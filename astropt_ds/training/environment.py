@@ -32,6 +32,16 @@ def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def description(config: Config, ranks: Ranks) -> str:
+    """Devices, precision and batch of a run, in a line."""
+    micro, accumulation = config.batch.split(ranks.size)
+    return (
+        f"{ranks.size} x {ranks.device_name}, ZeRO-{config.zero.stage}, {config.precision}, "
+        f"attention {attention_kernel(config, ranks)}, global batch {config.batch.global_images} = "
+        f"{ranks.size} ranks x {micro} images x {accumulation} accumulation"
+    )
+
+
 def attention_kernel(config: Config, ranks: Ranks) -> str:
     """The kernel that the configured one resolves to on this rank's device.
 

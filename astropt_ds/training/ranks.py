@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ class Ranks:
         rank: from 0 to size - 1.
         size: processes in the run.
         device: what this one computes on.
+        group: over which they talk; the default one if None.
     """
 
     rank: int
     size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -42,17 +45,27 @@ class Ranks:
         cuda = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if cuda else "cpu"
 
+    def peak_memory(self) -> int:
+        """Bytes of the device, or of this process where the device is the processor."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
     def sum(self, values: list[float]) -> list[float]:
         """Sums over all ranks, in float64."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self.group)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's small picklable value, on every rank."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def apart(self) -> Ranks:
+        """The same ranks over a line of their own, for a thread beside the main one. Collective."""
+        return replace(self, group=dist.new_group(backend="gloo", timeout=TIMEOUT))
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -1,63 +1,71 @@
-"""A run: its folder, its counters, and what it records, shows, saves and resumes from."""
+"""A run: where it stands, what is due, and how it is saved, resumed, stopped and ended."""
 
 from __future__ import annotations
 
-import json
-import resource
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
-
-import torch
 
 from astropt_ds.config import Config
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import Fault
-from astropt_ds.errors import UserError
-from astropt_ds.flops import mfu, training_flops
+from astropt_ds.errors import RunAgain, UserError
+from astropt_ds.flops import mfu
 from astropt_ds.training import checkpoint
 from astropt_ds.training.bad_samples import BadSamples
 from astropt_ds.training.engine import Engine, StepResult
-from astropt_ds.training.environment import attention_kernel, environment
-from astropt_ds.training.metrics import METRICS, Metrics, read_metrics
-from astropt_ds.training.progress import Progress
+from astropt_ds.training.environment import description
+from astropt_ds.training.folder import COMPLETE, REQUEUE, RunFolder
+from astropt_ds.training.initial import load_weights
+from astropt_ds.training.interruption import Interruption
+from astropt_ds.training.metrics import read_metrics
+from astropt_ds.training.pace import GarbagePauses, Pace, stragglers
 from astropt_ds.training.ranks import Ranks
-from astropt_ds.training.samples import reconstruction_picture
+from astropt_ds.training.records import Records, counters
+from astropt_ds.training.resume import check_fits, find_start, identity, schedule_warning
+from astropt_ds.training.saves import Saves
 from astropt_ds.training.validation import Validation
-
-COMPLETE = "complete"
-SHARDS = "shards"
+from astropt_ds.training.watchdog import Watchdog
 
 
 class Run:
     """The state of a run outside the engine; all ranks have one, rank 0 writes.
 
+    A context: whatever ends it, what is being saved is let end, and the records are closed.
+
     Args:
         config: the run's.
         galaxies: its data.
+        interruption: what may end it early.
         ranks: its processes.
 
     Attributes:
         step: batches consumed.
+        stopping: whether it ends before its last step, once what is due is done.
 
     Raises:
-        UserError: the folder is not named, not writable, or holds a run that may not be resumed.
+        UserError: the folder cannot be used.
     """
 
-    def __init__(self, config: Config, galaxies: Galaxies, ranks: Ranks) -> None:
+    records: Records
+    watchdog: Watchdog
+
+    def __init__(
+        self, config: Config, galaxies: Galaxies, interruption: Interruption, ranks: Ranks
+    ) -> None:
         self.config, self.galaxies, self.ranks = config, galaxies, ranks
+        self.interruption = interruption
         self.step = 0
+        self.stopping = False
+        self.folder = RunFolder(config.run, ranks)
+        self.dir = self.folder.path
+        self.saves = Saves(config, self.dir, ranks)
         self.bad = BadSamples(config, galaxies.shard_samples)
+        self.pace, self.garbage = Pace(ranks), GarbagePauses()
         self._clock = time.monotonic()
-        self._validated = False
-        if config.run.dir is None:
-            raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
-        self.dir = Path(config.run.dir)
-        with ranks.together():
-            if ranks.main:
-                self._check_folder()
-        self.metrics: Metrics | None = None
-        self.progress: Progress | None = None
+        self._validated: int | None = None  # at which step last
+        self._loss: float | None = None  # of the last step
 
     # The course of a run.
 
@@ -67,117 +75,121 @@ class Run:
         Raises:
             UserError: a resume was asked for and nothing fits.
         """
-        wanted = self.config.run.resume
-        source = self.dir if wanted == "auto" else Path(wanted)
-        found: Path | None = None
-        passed_over: list[str] = []
-        if wanted != "never":
-            found, passed_over = checkpoint.find(source, self.ranks)
-        if found is None and (passed_over or wanted not in ("auto", "never")):
-            raise UserError(
-                f"run.resume={wanted}: no checkpoint verifies below {source}"
-                + "".join(f"; {line}" for line in passed_over)
-            )
-        if found is not None and wanted != "auto":
-            self._check_no_newer(found)
-        if found is not None:
-            self._load(found, engine)
+        found, passed_over = find_start(self.config, self.dir, self.ranks)
+        warning = self._load(found, engine) if found else None
+        if not found and self.config.model.init_from:
+            self._load_weights(engine, Path(self.config.model.init_from))
         with self.ranks.together():
-            if self.ranks.main:
-                self._open_records()
+            if self.ranks.main and self.step < self.config.run.steps:
+                self.folder.unmark()
+            self.records = Records(self.config, self.dir, self.step, self.ranks)
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
-        self.event("start", self._start_line(found))
-        for warning in self.galaxies.warnings:
-            self.event("data", f"warning: {warning}")
+        weights = self.config.model.init_from
+        begins = f"starting from the weights of {weights}" if weights else "starting"
+        begins = f"resuming {found}" if found else begins
+        steps = f"at step {self.step} of {self.config.run.steps}"
+        self.event("start", f"{begins} {steps}: {description(self.config, self.ranks)}")
+        if warning:
+            self.event("schedule", warning)
+        for text in self.galaxies.warnings:
+            self.event("data", f"warning: {text}")
         if self.config.run.steps <= self.config.schedule.warmup:
             warmup = self.config.schedule.warmup
             self.event("schedule", f"warning: the run ends within schedule.warmup={warmup} updates")
+        minutes = self.config.health.hang_minutes
+        self.watchdog = Watchdog(self.dir / "stacks", minutes, self.ranks.rank)
         self._clock = time.monotonic()
 
     def record_step(self, result: StepResult) -> None:
-        """Count and record a step. Collective where samples failed.
+        """Count and record a step. Collective.
 
         Raises:
-            UserError: too many samples failed.
+            UserError: too many samples failed, or too many updates in a row were skipped.
         """
         self.step += 1
+        self.stopping = result.stop and self.step < self.config.run.steps
+        self.watchdog.alive()
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         images = self.config.batch.global_images
+        rate = images * self.config.tokens_per_image / seconds
         self.bad.count += result.bad
-        if self.ranks.main:
-            assert self.metrics and self.progress
-            rate = images * self.config.tokens_per_image / seconds
-            self.metrics.write(
-                "train",
-                self.step,
-                updates=result.updates,
-                **self._counters(),
-                loss=result.loss,
-                lr=result.lr,
-                grad_norm=result.grad_norm,
-                skipped=0,  # a loss or gradient that is not finite stops the run
-                tokens_per_s=rate,
-                mfu=self._mfu(rate),
-                data_wait_s=self.galaxies.waited,
-                memory_bytes=self._memory(),
-                bad_samples=self.bad.count,
-                **({"drawn": drawn} if (drawn := self.galaxies.drawn(self.step * images)) else {}),
-            )
-            self.progress.update(self.step, result.loss, result.lr, images, seconds)
+        self._loss = result.loss
+        record = {
+            "updates": result.updates,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "skipped": self.step - result.updates,
+            "tokens_per_s": rate,
+            "mfu": self._mfu(rate),
+            "data_wait_s": self.galaxies.waited,
+            "gc_pause_s": self.garbage.take(),
+            "memory_bytes": self.ranks.peak_memory(),
+            "bad_samples": self.bad.count,
+        }
+        if drawn := self.galaxies.drawn(self.step * images):
+            record["drawn"] = drawn
+        self.records.train(self.step, seconds, record)
+        self.pace.add(seconds, self.galaxies.waited)
         self.galaxies.waited = 0.0
+        self.saves.tell_ended(self.records)
         if result.bad:
-            self.bad.add(self._report("bad_sample", result.faults), self.step)
+            self.bad.add(self._tell_faults("bad_sample", result.faults), self.step)
+        if result.skipped:
+            self._tell_skipped(result)
+        if self.ranks.size > 1 and self.step % self.config.health.pace_every == 0:
+            self._compare_ranks()
+
+    def validation_due(self) -> bool:
+        """Whether this step's validation is still to be made; a run that stops leaves it."""
+        last = self.step == self.config.run.steps
+        due = last or self.step % self.config.eval.every == 0
+        return due and not self.stopping and self._validated != self.step
 
     def record_validation(self, validation: Validation) -> None:
         """Record a validation, its failures and its picture. Collective."""
-        if not self._validated:  # the set is fixed: its faults are told once
-            self._report("bad_validation_sample", validation.faults)
-        self._validated = True
-        if self.ranks.main:
-            assert self.metrics and self.progress
-            scores = {"loss": validation.loss, "n": validation.n}
-            baselines = {"loss_zeros": validation.zeros, "loss_previous": validation.previous}
-            self.metrics.write("val", self.step, **self._counters(), **scores, **baselines)
-            self.progress.say(
-                f"step {self.step}: validation loss {validation.loss:.4f} on {validation.n} images "
-                f"(zeros {validation.zeros:.4f}, previous patch {validation.previous:.4f})"
-            )
-            if len(validation.patches):
-                picture = reconstruction_picture(
-                    validation.patches, validation.predictions, self.galaxies.grid
-                )
-                picture.save(self.dir / "samples" / f"step-{self.step:08d}.png")
-        self._clock = time.monotonic()
-
-    def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the last, happens now."""
-        return self.step % every == 0 or self.step == self.config.run.steps
+        if self._validated is None:  # the set is fixed: its faults are told once
+            self._tell_faults("bad_validation_sample", validation.faults)
+        self._validated = self.step
+        self.records.validation(self.step, validation, self.galaxies.grid)
+        self._go_on()
 
     def save(self, engine: Engine) -> None:
-        """Write a checkpoint. Collective."""
-        start = time.monotonic()
-        state = {
-            "updates": engine.updates,
-            "bad_samples": self.bad.count,
-            "identity": self._identity(),
-            "config": self.config.model_dump(mode="json"),
-        }
-        path = checkpoint.save(self.dir, self.step, engine.fragments(), state, self.ranks)
-        seconds = time.monotonic() - start
-        self.event("checkpoint", f"saved {path} in {seconds:.1f} s")
-        self._clock = time.monotonic()
+        """Start to write what is due at this step. Collective."""
+        if kinds := self.saves.due(self.step, now=self.stopping):
+            state = {
+                "engine": engine.state(),
+                "bad_samples": self.bad.count,
+                "validated": self._validated,
+                "identity": identity(self.config, self.galaxies.hash),
+                "config": self.config.model_dump(mode="json"),
+            }
+            facts = {
+                "step": self.step,
+                "updates": engine.updates,
+                **counters(self.config, self.step),
+                "loss": self._loss,
+                "seed": self.config.seed,
+                "data": self.galaxies.hash,
+            }
+            self.saves.start(kinds, self.step, engine, state, facts, self.records)
+            self._go_on()
 
     def finish(self) -> None:
-        """Say how the whole run went, also in the file ``complete``, and close the records.
+        """End the run, in success or until it is run again; the marker of that name says so.
 
         Raises:
-            UserError: too many samples failed.
+            UserError: the last checkpoint could not be written, or too many samples failed.
+            RunAgain: the run stopped before its last step.
         """
+        if problem := self.saves.wait(self.records):
+            raise UserError(f"{problem}: given again, the command goes on from an older checkpoint")
+        if self.stopping:
+            self._stop()
         self.bad.check(self.step)
         if self.ranks.main:
-            assert self.metrics and self.progress
             found = [r for r in read_metrics(self.dir) if r["kind"] == "val"]
             losses = [r["loss"] for r in found if r["n"] == found[-1]["n"]]  # on the same set
             course = f"{losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "not taken here"
@@ -186,18 +198,80 @@ class Run:
                 f"pictures in {self.dir / 'samples'}"
             )
             self.event("finish", text)
-            (self.dir / COMPLETE).write_text(text + "\n")
-            self.progress.close()
-            self.metrics.close()
+            self.folder.mark(COMPLETE, text)
 
     def event(self, name: str, text: str, **values: Any) -> None:
-        """Record and show that something happened; on rank 0."""
-        if self.ranks.main:
-            assert self.metrics and self.progress
-            self.metrics.write("event", self.step, event=name, text=text, **values)
-            self.progress.say(text)
+        """Record and show that something happened now."""
+        self.records.event(name, self.step, text, **values)
 
-    def _report(self, event: str, faults: list[Fault]) -> list[Fault]:
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.saves.close()
+        self.garbage.close()
+        if hasattr(self, "watchdog"):
+            self.watchdog.close()
+        if hasattr(self, "records"):
+            self.records.close(failed=error is not None and not isinstance(error, RunAgain))
+        self.folder.close()
+
+    # What happens at its turns.
+
+    def _load(self, path: Path, engine: Engine) -> str | None:
+        """Overwrite the engine's state and this run's; a warning about the schedule, if any."""
+        with self.ranks.together():
+            manifest = checkpoint.read_manifest(path)
+            check_fits(path, manifest, self.config, self.galaxies.hash)
+            checkpoint.load(path, engine.fragments())
+        state = manifest["state"]
+        engine.restored(state["engine"])
+        self.step = manifest["step"]
+        self.bad.count = state["bad_samples"]
+        self._validated = state["validated"]
+        if path.parent.parent.samefile(self.dir):
+            self.saves.durable = self.step
+        return schedule_warning(manifest, self.config)
+
+    def _load_weights(self, engine: Engine, folder: Path) -> None:
+        with self.ranks.together():
+            load_weights(folder, self.config.model, engine.shapes(), engine.fragments())
+        engine.refresh()
+
+    def _stop(self) -> None:
+        """Say what stopped the run and how long that took, on all ranks at once."""
+        asked = self.ranks.gather((self.interruption.reason, self.interruption.since))
+        rank, reason, since = next((r, why, t) for r, (why, t) in enumerate(asked) if why)
+        seconds = time.time() - since
+        text = (
+            f"{reason} on rank {rank}: saved at step {self.step} of {self.config.run.steps}, "
+            f"{seconds:.1f} s after it; the same command goes on"
+        )
+        self.event("stop", text, reason=reason, rank=rank, durable_s=seconds)
+        if self.ranks.main:
+            self.folder.mark(REQUEUE, text)
+        self.ranks.agree(None)  # a launcher may kill the others as soon as one has left
+        raise RunAgain(text)
+
+    def _tell_skipped(self, result: StepResult) -> None:
+        self.event(
+            "skipped",
+            f"warning: update {result.updates + 1} skipped at step {self.step}: {result.skipped}",
+            grad_norm=result.grad_norm,
+            loss=result.loss,
+        )
+        if result.in_a_row >= self.config.health.max_skipped:
+            raise UserError(
+                f"{result.in_a_row} updates in a row were skipped (health.max_skipped), the last "
+                f"because {result.skipped}; the same command goes on from the last checkpoint"
+            )
+
+    def _tell_faults(self, event: str, faults: list[Fault]) -> list[Fault]:
         """Record the faults of all ranks, and return them. Collective."""
         everywhere = [fault for faults in self.ranks.gather(faults) for fault in faults]
         for fault in everywhere:
@@ -205,102 +279,21 @@ class Run:
             self.event(event, text, shard=fault.shard, key=fault.key)
         return everywhere
 
-    # What a run knows about itself.
+    def _compare_ranks(self) -> None:
+        places = self.pace.compare()
+        values = {f"{key}_s": [getattr(p, key) for p in places] for key in places[0]._fields[1:]}
+        hosts = [place.host for place in places]
+        self.records.note("pace", self.step, host=hosts, **values)
+        for line in stragglers(places):
+            self.event("straggler", line)
+        self._go_on()
 
-    def _counters(self) -> dict[str, int]:
-        samples = self.step * self.config.batch.global_images
-        tokens = self.config.tokens_per_image
-        return {
-            "samples": samples,
-            "tokens": samples * tokens,
-            "flops": samples * training_flops(self.config.model, tokens),
-        }
-
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that wrote the checkpoint."""
-        model = self.config.model.architecture()
-        return {
-            **{f"model.{key}": value for key, value in model.items()},
-            "seed": self.config.seed,
-            "batch.global_images": self.config.batch.global_images,
-            "data.image_size": self.config.data.image_size,
-            "data.window": self.config.data.window,
-            "data.augment": self.config.data.augment,
-            SHARDS: self.galaxies.hash,
-        }
-
-    def _load(self, path: Path, engine: Engine) -> None:
-        with self.ranks.together():
-            state = checkpoint.read_manifest(path)["state"]
-            for key, now in self._identity().items():
-                then = state["identity"].get(key)
-                if then != now and key == SHARDS:
-                    raise UserError(
-                        f"{path} was made from other images, sources or weights than "
-                        "data.path or data.sources name now: keep those, or name another run.dir"
-                    )
-                if then != now:
-                    raise UserError(
-                        f"{path} was made with {key}={then}; this run has {now}: keep the old "
-                        "value, or name another run.dir"
-                    )
-            manifest = checkpoint.load(path, engine.fragments())
-        engine.restored(state["updates"])
-        self.step = manifest["step"]
-        self.bad.count = state["bad_samples"]
-
-    def _check_no_newer(self, found: Path) -> None:
-        """Going back in a folder would leave two branches of one run in it."""
-        step = checkpoint.read_manifest(found)["step"]
-        newer = [p for p in checkpoint.candidates(self.dir) if p.name > f"step-{step:08d}"]
-        if newer:
-            raise UserError(
-                f"run.resume={found}: run.dir={self.dir} holds the newer {newer[0].name}; "
-                "name another run.dir"
-            )
-
-    def _check_folder(self) -> None:
-        if self.config.run.resume == "never" and (self.dir / METRICS).exists():
-            raise UserError(
-                f"run.dir={self.dir}: holds a run already and run.resume=never; "
-                "name another folder, or run.resume=auto"
-            )
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run.dir={self.dir}: no folder can be made there ({error})") from None
-
-    def _open_records(self) -> None:
-        """Only once the run is known to go on: a refused one leaves the folder as it was."""
-        (self.dir / "samples").mkdir(exist_ok=True)
-        if self.step < self.config.run.steps:  # else nothing runs that they would describe
-            (self.dir / COMPLETE).unlink(missing_ok=True)
-            (self.dir / "config.yaml").write_text(self.config.to_yaml())
-            facts = json.dumps(environment(self.config, self.ranks), indent=1)
-            (self.dir / "environment.json").write_text(facts + "\n")
-        self.metrics = Metrics(self.dir, self.step, self.config)
-        steps, tokens = self.config.run.steps, self.config.tokens_per_image
-        self.progress = Progress(self.step, steps, tokens)
-
-    def _start_line(self, found: Path | None) -> str:
-        micro, accumulation = self.config.batch.split(self.ranks.size)
-        begins = f"resuming {found}" if found else "starting"
-        kernel = attention_kernel(self.config, self.ranks)
-        return (
-            f"{begins} at step {self.step} of "
-            f"{self.config.run.steps}: {self.ranks.size} x {self.ranks.device_name}, ZeRO-"
-            f"{self.config.zero.stage}, {self.config.precision}, attention {kernel}, "
-            f"global batch {self.config.batch.global_images} = {self.ranks.size} ranks x "
-            f"{micro} images x {accumulation} accumulation"
-        )
+    def _go_on(self) -> None:
+        """What was done just now is no part of the next step's time."""
+        self.watchdog.alive()
+        self._clock = time.monotonic()
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         tokens = self.config.tokens_per_image
         name, devices = self.ranks.device_name, self.ranks.size
         return mfu(self.config.model, tokens, tokens_per_second, name, devices)
-
-    def _memory(self) -> int:
-        """Peak bytes: of the device, or of this process where the device is the processor."""
-        if self.ranks.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

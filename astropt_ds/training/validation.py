@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +41,16 @@ class Validation:
     predictions: Tensor
 
 
-def validate(engine: Engine, galaxies: Galaxies) -> Validation:
+def validate(engine: Engine, galaxies: Galaxies, alive: Callable[[], None]) -> Validation:
     """Run the model over the validation set. Collective.
 
     Each image's loss goes into its own slot and the slots are added in one order, so that the
     mean does not depend on how the images were dealt to the ranks.
+
+    Args:
+        engine: the model.
+        galaxies: the data.
+        alive: called after every batch.
 
     Raises:
         UserError: the data cannot be read on some rank, or no image could be.
@@ -69,6 +75,7 @@ def validate(engine: Engine, galaxies: Galaxies) -> Validation:
         if sum(map(len, patches)) < PICTURED:
             patches.append(batch.patches[good])
             predictions.append(predicted.cpu()[good])
+        alive()
     engine.ranks.agree(problem)
     dist.all_reduce(slots)
     n = int(slots[3].sum())

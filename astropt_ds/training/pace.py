@@ -1,0 +1,106 @@
+"""How fast each rank is: a straggler holds up all the others, and is named."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from astropt_ds.training.ranks import Ranks
+
+SLOW = 1.5  # times the median's time for the same work
+WAITING = 0.2  # of a step, more than the median waits for data
+TRIALS = 5
+
+
+class Place(NamedTuple):
+    """A rank's pace, in seconds: of a step, waiting for data in it, and for a fixed computation."""
+
+    host: str
+    step: float
+    data_wait: float
+    compute: float
+
+
+class Pace:
+    """Compares the ranks now and then.
+
+    A step takes as long on all ranks, since they wait for each other in it. What tells them apart
+    is what each does alone: waiting for its data, and a matrix product that is timed for this.
+
+    Args:
+        ranks: the run's processes.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        side = 4096 if ranks.device.type == "cuda" else 512
+        self._matrix = torch.ones(side, side, device=ranks.device)
+        self._steps: list[tuple[float, float]] = []
+
+    def add(self, seconds: float, data_wait: float) -> None:
+        """Note a step."""
+        self._steps.append((seconds, data_wait))
+
+    def compare(self) -> list[Place]:
+        """The pace of every rank since the last comparison. Collective."""
+        step, wait = (statistics.fmean(values) for values in zip(*self._steps, strict=True))
+        self._steps.clear()
+        return self.ranks.gather(Place(socket.gethostname(), step, wait, self._compute()))
+
+    def _compute(self) -> float:
+        return statistics.median(self._timed_product() for _ in range(TRIALS))
+
+    def _timed_product(self) -> float:
+        cuda = self.ranks.device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        self._matrix @ self._matrix
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def stragglers(places: list[Place]) -> list[str]:
+    """A line on each rank that holds up the others."""
+    compute = statistics.median_low(place.compute for place in places)
+    wait = statistics.median_low(place.data_wait for place in places)
+    found = []
+    for rank, place in enumerate(places):
+        name = f"straggler: rank {rank} on {place.host}"
+        if place.compute > SLOW * compute:
+            found.append(f"{name} computes {place.compute / compute:.1f} times slower than others")
+        if place.data_wait > wait + WAITING * place.step:
+            found.append(
+                f"{name} waits {place.data_wait:.3f} s a step for data, others {wait:.3f} s"
+            )
+    return found
+
+
+class GarbagePauses:
+    """Seconds that Python's garbage collector has stopped this process for."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._start = 0.0
+        gc.callbacks.append(self._callback)
+
+    def take(self) -> float:
+        """Those since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def close(self) -> None:
+        """Measure no longer."""
+        gc.callbacks.remove(self._callback)
+
+    def _callback(self, phase: str, info: dict[str, Any]) -> None:
+        if phase == "start":
+            self._start = time.perf_counter()
+        else:
+            self._seconds += time.perf_counter() - self._start

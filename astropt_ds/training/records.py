@@ -1,0 +1,98 @@
+"""What a run writes and shows: its records, its pictures, its progress. Rank 0's affair."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from astropt_ds.config import Config
+from astropt_ds.flops import training_flops
+from astropt_ds.tokens import Grid
+from astropt_ds.training.environment import environment
+from astropt_ds.training.metrics import Metrics
+from astropt_ds.training.progress import Progress
+from astropt_ds.training.ranks import Ranks
+from astropt_ds.training.samples import reconstruction_picture
+from astropt_ds.training.validation import Validation
+
+
+class Records:
+    """The records of a run; on ranks other than 0 nothing happens.
+
+    Args:
+        config: the run's.
+        folder: the run's.
+        step: where it starts; records beyond it are made again, and dropped.
+        ranks: the run's processes.
+    """
+
+    def __init__(self, config: Config, folder: Path, step: int, ranks: Ranks) -> None:
+        self.config, self.folder = config, folder
+        self._open = ranks.main
+        if not ranks.main:
+            return
+        (folder / "samples").mkdir(exist_ok=True)
+        if step < config.run.steps:  # else nothing runs that they would describe
+            (folder / "config.yaml").write_text(config.to_yaml())
+            text = json.dumps(environment(config, ranks), indent=2)
+            (folder / "environment.json").write_text(text + "\n")
+        self.metrics = Metrics(folder, step, config)
+        self.progress = Progress(step, config.run.steps, config.tokens_per_image)
+
+    def event(self, name: str, step: int, text: str, **values: Any) -> None:
+        """Record, and show, that something happened."""
+        if self._open:
+            self.note(name, step, text=text, **values)
+            self.progress.say(text)
+
+    def note(self, name: str, step: int, **values: Any) -> None:
+        """Record that something happened, without showing it."""
+        if self._open:
+            self.metrics.write("event", step, event=name, **_known(values))
+
+    def train(self, step: int, seconds: float, values: dict[str, Any]) -> None:
+        """Record a step that took so many seconds."""
+        if self._open:
+            self.metrics.write("train", step, **counters(self.config, step), **_known(values))
+            images = self.config.batch.global_images
+            self.progress.update(step, values["loss"], values["lr"], images, seconds)
+
+    def validation(self, step: int, found: Validation, grid: Grid) -> None:
+        """Record a validation and draw its picture."""
+        if not self._open:
+            return
+        scores = {"loss": found.loss, "n": found.n}
+        baselines = {"loss_zeros": found.zeros, "loss_previous": found.previous}
+        self.metrics.write("val", step, **counters(self.config, step), **scores, **baselines)
+        self.progress.say(
+            f"step {step}: validation loss {found.loss:.4f} on {found.n} images "
+            f"(zeros {found.zeros:.4f}, previous patch {found.previous:.4f})"
+        )
+        if len(found.patches):
+            path = self.folder / "samples" / f"step-{step:08d}.png"
+            try:
+                reconstruction_picture(found.patches, found.predictions, grid).save(path)
+            except OSError as error:  # a full disk; the run is worth more than its pictures
+                self.event("picture", step, f"warning: {path} could not be written ({error})")
+
+    def close(self, failed: bool = False) -> None:
+        """Finish them."""
+        if self._open:
+            self._open = False
+            self.progress.close()
+            self.metrics.close(failed)
+
+
+def counters(config: Config, step: int) -> dict[str, int]:
+    """What a run has consumed after so many steps: samples, tokens, and exact FLOPs."""
+    samples, tokens = step * config.batch.global_images, config.tokens_per_image
+    flops = samples * training_flops(config.model, tokens)
+    return {"samples": samples, "tokens": samples * tokens, "flops": flops}
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are none become null: JSON has no word for them."""
+    unknown = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {key: None if key in unknown else value for key, value in values.items()}

@@ -1,0 +1,71 @@
+"""A run that stands still is ended, and every rank leaves its stack behind."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+EXIT_HANG = 70  # EX_SOFTWARE of sysexits.h
+GRACE_S = 10.0  # for the other ranks to write theirs before a launcher kills them
+
+
+class Watchdog:
+    """Ends this process when nothing has moved for too long.
+
+    Every rank has one: where one hangs, all others wait for it in their next collective, and the
+    stacks of all tell which one it was.
+
+    Args:
+        folder: for the stacks, one file a rank.
+        minutes: without a call of :meth:`alive`.
+        rank: this process.
+    """
+
+    def __init__(self, folder: Path, minutes: float, rank: int) -> None:
+        self.folder, self.seconds, self.rank = folder, 60 * minutes, rank
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> None:
+        """Something has moved."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.0, self._last + self.seconds - time.monotonic())):
+            if time.monotonic() - self._last >= self.seconds:
+                self._end()
+
+    def _end(self) -> None:
+        path = self.folder / f"rank-{self.rank:05d}.txt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                place = f"rank {self.rank}, process {os.getpid()} on {socket.gethostname()}"
+                now = time.strftime("%Y-%m-%d %H:%M:%S")
+                file.write(f"{now}: {place} made no step for {self.seconds:.0f} s\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:  # the folder itself may be what hangs or is full
+            print(f"{path}: {error}", file=sys.stderr)
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        if self.rank == 0:
+            print(
+                f"error: no step for {self.seconds / 60:g} minutes (health.hang_minutes); the "
+                f"stacks of all ranks are in {self.folder}",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(GRACE_S)
+        os._exit(EXIT_HANG)
