@@ -174,12 +174,12 @@ class ScheduleConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleConfig:
+        if self.decay_from is not None and self.kind != "wsd":
+            raise ValueError(f"decay_from={self.decay_from} needs kind=wsd, not kind={self.kind}")
         if self.kind == "constant":
             return self
         if self.warmup > self.decay_until:
             raise ValueError(f"warmup={self.warmup} ends after decay_until={self.decay_until}")
-        if self.decay_from is not None and self.kind != "wsd":
-            raise ValueError(f"decay_from={self.decay_from} needs kind=wsd, not kind={self.kind}")
         if not self.warmup <= self.decay_starts <= self.decay_until:
             raise ValueError(
                 f"decay_from={self.decay_starts} lies outside warmup={self.warmup} to "
