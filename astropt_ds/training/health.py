@@ -57,7 +57,7 @@ class Health:
             if value > mean + self.config.sigma * spread:
                 sigmas = (value - mean) / spread
                 return (
-                    f"the {name} is {value:.4g}, {sigmas:.1f} sigma above the "
+                    f"the {name} is {value:.4g}, {sigmas:.3g} sigma above the "
                     f"{mean:.4g} of the last {len(last)} updates"
                 )
         return None

@@ -82,7 +82,7 @@ class Records:
         if self._open:
             self._open = False
             self.progress.close()
-            self.metrics.close(failed)
+            self.metrics.close()
 
 
 def counters(config: Config, step: int) -> dict[str, int]:

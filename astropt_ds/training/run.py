@@ -116,7 +116,7 @@ class Run:
         rate = images * self.config.tokens_per_image / seconds
         self.bad.count += result.bad
         self._loss = result.loss
-        record = {
+        record: dict[str, Any] = {
             "updates": result.updates,
             "loss": result.loss,
             "lr": result.lr,

@@ -194,7 +194,7 @@ def test_a_run_that_does_not_fit_its_folder_is_refused(
 ):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
-    done = alone(launch, tiny, run, override)
+    done = alone(launch, tiny, run, "run.steps=8", override)
     assert done.returncode == 2
     for path in uninterrupted.rglob("*"):  # and the folder is left as it was
         if path.is_file():

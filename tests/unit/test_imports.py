@@ -13,7 +13,7 @@ FLOORS = (
     ("config",),
     ("config_source",),
     ("flops", "tokens", "attention", "schedule"),
-    ("layers",),
+    ("layers", "model_folder"),
     ("model", "optim"),
     ("data",),
     ("ingest",),

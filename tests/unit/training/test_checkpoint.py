@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from astropt_ds.errors import UserError
-from astropt_ds.training import checkpoint
+from astropt_ds.training import checkpoint, staging
 from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import start
 
@@ -137,7 +137,7 @@ def test_a_failed_write_leaves_the_older_ones(ranks, saved, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(staging, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         checkpoint.save(saved, 9, fragments(SHAPES), {}, ranks)
     assert checkpoint.find(saved, ranks) == (saved / "checkpoints" / "step-00000006", [])
