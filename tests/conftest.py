@@ -163,6 +163,7 @@ def launch() -> Launch:
         launcher: str = "torchrun",
         timeout: float = 300,
         meanwhile: Callable[[], None] = lambda: None,
+        cwd: Path = REPOSITORY,
     ):
         port = str(free_port())
         prefix = {
@@ -189,7 +190,7 @@ def launch() -> Launch:
         with subprocess.Popen(
             [*prefix, *arguments],
             env=environment,
-            cwd=REPOSITORY,
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -121,7 +121,7 @@ class Run:
             "loss": result.loss,
             "lr": result.lr,
             "grad_norm": result.grad_norm,
-            "skipped": self.step - result.updates,
+            "skipped": int(result.skipped is not None),
             "tokens_per_s": rate,
             "mfu": self._mfu(rate),
             "data_wait_s": self.galaxies.waited,

@@ -8,12 +8,11 @@ import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 
 from astropt_ds.data.store import Folder
-from astropt_ds.training.metrics import read_metrics
 from tests.conftest import REPOSITORY, TINY
+from tests.distributed.runs import ranks_of, records, train, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +23,6 @@ def shards(real_shards):
 @pytest.fixture(scope="module")
 def tiny(shards):
     return (*TINY, f"data.path={shards}")
-
-
-def records(run, kind="train"):
-    return [record for record in read_metrics(run) if record["kind"] == kind]
-
-
-def train(launch, tiny, run, ranks, *overrides, **options):
-    command = ("-m", "astropt_ds.train", "--config", "1m", *tiny, f"run.dir={run}")
-    return launch(ranks, *command, *overrides, **options)
 
 
 def test_a_run_on_two_then_three_then_one_rank_is_that_on_two(launch, tiny, tmp_path):
@@ -82,13 +72,6 @@ def test_several_sources_are_logged_as_drawn(launch, tiny, shards, tmp_path):
 # ---- what happens from outside: all ranks stop, with one line, and the run goes on later --------
 
 
-def wait_for_step(run, step):
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or len(records(run)) < step:
-        assert time.monotonic() < deadline, "the run does not get anywhere"
-        time.sleep(0.05)
-
-
 def stopped(done, run, message):
     """The run ended by itself, with the message as its last words."""
     assert done.returncode != 0
@@ -96,18 +79,6 @@ def stopped(done, run, message):
     assert len(said) == 1 and message in said[0], done.stderr[-3000:]
     assert "Traceback" not in done.stderr.partition("error: ")[0]
     assert not (run / "complete").exists()
-
-
-def ranks_of(run):
-    """The processes of the ranks of a run, the first first."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        command = process.info["cmdline"] or []
-        if f"run.dir={run}" in command and "torch.distributed.run" not in command:
-            parent = process.parent()
-            if parent and "torch.distributed.run" in parent.cmdline():
-                found.append((int(process.info["environ"]["RANK"]), process))
-    return [process for _, process in sorted(found, key=lambda item: item[0])]
 
 
 def test_a_killed_worker_stops_all_ranks_and_the_run_can_go_on(launch, tiny, tmp_path):

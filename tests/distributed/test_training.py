@@ -13,16 +13,7 @@ from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.make import make_shards
-from astropt_ds.training.metrics import read_metrics
-
-
-def records(folder, kind):
-    return [record for record in read_metrics(folder) if record["kind"] == kind]
-
-
-def losses(folder):
-    return [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in records(folder, "train")]
-
+from tests.distributed.runs import alone, losses, records, train
 
 # ---- the main job ----------------------------------------------------------------------------
 
@@ -93,14 +84,6 @@ def test_the_main_job_beats_both_baselines(launch, survey, tmp_path):
 # ---- resume, and the three ways to start -----------------------------------------------------
 
 
-def train(launch, tiny, run, ranks, *overrides, launcher="torchrun"):
-    return launch(
-        ranks,
-        *("-m", "astropt_ds.train", "--config", "1m", *tiny, f"run.dir={run}", *overrides),
-        launcher=launcher,
-    )
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(launch, tiny, tmp_path_factory):
     """Six steps on two ranks under ZeRO-3, with a checkpoint after three."""
@@ -150,10 +133,6 @@ def test_a_resumed_run_continues_as_if_uninterrupted(
 # ---- bad input, as the command line meets it -------------------------------------------------
 
 
-def alone(launch, tiny, run, *overrides):
-    return train(launch, tiny, run, 1, "run.steps=2", *overrides, launcher="python")
-
-
 def test_a_bad_image_is_counted_and_named_and_too_many_stop_the_run(launch, tiny, shards, tmp_path):
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
@@ -165,7 +144,9 @@ def test_a_bad_image_is_counted_and_named_and_too_many_stop_the_run(launch, tiny
         data[int(entry["offset"]) + 100] ^= 0xFF
         path.write_bytes(data)
     run = tmp_path / "run"
-    done = alone(launch, tiny, run, f"data.path={copy}", "data.max_bad_fraction=0.02")
+    done = alone(
+        launch, tiny, run, "run.steps=2", f"data.path={copy}", "data.max_bad_fraction=0.02"
+    )
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
     assert line.startswith("error: 12 of 12 samples failed, more than data.max_bad_fraction=0.02")
@@ -238,6 +219,6 @@ def test_damage_in_the_newest_checkpoint_falls_back_to_the_one_before(
 
 def test_wandb_offline_writes_its_run_below_the_runs_folder(launch, tiny, tmp_path):
     run = tmp_path / "run"
-    done = alone(launch, tiny, run, "wandb.mode=offline")
+    done = alone(launch, tiny, run, "run.steps=2", "wandb.mode=offline")
     assert done.returncode == 0, done.stderr[-3000:]
     assert list((run / "wandb").glob("offline-run-*/*.wandb"))

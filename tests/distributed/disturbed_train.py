@@ -1,0 +1,57 @@
+"""The training command with something wrong on its last rank: ``disturbed_train.py WHAT ...``."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from astropt_ds import train
+from astropt_ds.data.reader import Reader
+from astropt_ds.errors import run_cli
+from astropt_ds.training import folder, watchdog
+from astropt_ds.training.engine import Engine
+
+
+def stand_still():
+    time.sleep(1000)
+
+
+def hanging():
+    """No step ends after the third."""
+    watchdog.GRACE_S = 2.0
+    step, last = Engine.step, os.environ.get("RANK") == str(int(os.environ["WORLD_SIZE"]) - 1)
+
+    def hang(engine, *arguments, **options):
+        if engine.updates == 3 and last:
+            stand_still()
+        return step(engine, *arguments, **options)
+
+    Engine.step = hang
+
+
+def slow_data():
+    """Every read takes long, which nobody else's does."""
+    read = Reader.read
+
+    def slow(reader, *arguments):
+        time.sleep(0.1)
+        return read(reader, *arguments)
+
+    if os.environ["RANK"] != "0":
+        Reader.read = slow
+
+
+def elsewhere():
+    """A relative path means another folder there, as a local disk of another node would."""
+    folder.PATIENCE_S = 1.0
+    if os.environ["RANK"] != "0":
+        Path("elsewhere").mkdir(exist_ok=True)
+        os.chdir("elsewhere")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("RANK", "0")
+    what = sys.argv.pop(1)
+    {"hanging": hanging, "slow_data": slow_data, "elsewhere": elsewhere}[what]()
+    run_cli(train.main)
