@@ -49,8 +49,23 @@ class Metrics:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """All records of a run, in order; a line torn by a crash is left out."""
-    return [json.loads(line) for line in _whole_lines(Path(folder) / METRICS)]
+    """All records of a run, in order; a line torn by a crash is left out.
+
+    Raises:
+        UserError: another line is no record.
+    """
+    path = Path(folder) / METRICS
+    records = []
+    for number, line in enumerate(_whole_lines(path), 1):
+        try:
+            record = json.loads(line)
+            record["kind"], record["step"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: line {number} is no record of a run: {line[:40]!r}; mend or remove it"
+            ) from None
+        records.append(record)
+    return records
 
 
 def _whole_lines(path: Path) -> list[str]:

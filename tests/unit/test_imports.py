@@ -18,6 +18,7 @@ FLOORS = (
     ("data",),
     ("ingest",),
     ("training",),
+    ("evaluation",),
     ("train", "benchmark"),
 )
 
