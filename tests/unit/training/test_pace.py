@@ -1,0 +1,62 @@
+import gc
+
+import pytest
+import torch
+
+from astropt_ds.training.pace import GarbagePauses, Pace, Place, stragglers
+from astropt_ds.training.ranks import start
+
+
+def places(*changes):
+    """Four ranks at the same pace, but for the changes."""
+    found = [Place(f"node{n}", step=1.0, data_wait=0.01, compute=0.1) for n in range(4)]
+    for rank, values in changes:
+        found[rank] = found[rank]._replace(**values)
+    return found
+
+
+def test_ranks_at_the_same_pace_are_not_named():
+    assert stragglers(places()) == []
+    assert stragglers(places((1, {"compute": 0.14}), (2, {"data_wait": 0.2}))) == []
+
+
+def test_a_slow_device_is_named_with_its_host():
+    (line,) = stragglers(places((2, {"compute": 0.2})))
+    assert line == "straggler: rank 2 on node2 computes 2.0 times slower than others"
+
+
+def test_a_rank_that_waits_for_data_is_named():
+    (line,) = stragglers(places((3, {"data_wait": 0.5})))
+    assert line == "straggler: rank 3 on node3 waits 0.500 s a step for data, others 0.010 s"
+
+
+def test_of_two_ranks_the_slow_one_is_named():
+    assert len(stragglers(places((1, {"compute": 0.2}))[:2])) == 1
+
+
+def test_the_pace_is_the_mean_since_the_last_comparison():
+    with start() as ranks:
+        pace = Pace(ranks)
+        for steps in ([(1.0, 0.1), (3.0, 0.3)], [(5.0, 0.0)]):
+            for step in steps:
+                pace.add(*step)
+            (place,) = pace.compare()
+        assert (place.step, place.data_wait) == (5.0, 0.0)
+        assert 0 < place.compute < 5
+        assert place.host
+
+
+@pytest.fixture
+def pauses():
+    found = GarbagePauses()
+    yield found
+    found.close()
+
+
+def test_pauses_of_the_garbage_collector_are_counted_once(pauses):
+    pauses.take()
+    keep = [[torch.zeros(1)] for _ in range(1000)]
+    gc.collect()
+    assert 0 < pauses.take() < 60
+    assert pauses.take() == 0.0
+    del keep
