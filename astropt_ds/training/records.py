@@ -38,8 +38,8 @@ class Records:
             (folder / "config.yaml").write_text(config.to_yaml())
             text = json.dumps(environment(config, ranks), indent=2)
             (folder / "environment.json").write_text(text + "\n")
-        self.metrics = Metrics(folder, step, config)
         self.progress = Progress(step, config.run.steps, config.tokens_per_image)
+        self.metrics = Metrics(folder, step, config, self._warn)
 
     def event(self, name: str, step: int, text: str, **values: Any) -> None:
         """Record, and show, that something happened."""
@@ -77,12 +77,20 @@ class Records:
             except OSError as error:  # a full disk; the run is worth more than its pictures
                 self.event("picture", step, f"warning: {path} could not be written ({error})")
 
+    def sync(self) -> None:
+        """Return when all records so far are on the disk."""
+        if self._open:
+            self.metrics.sync()
+
     def close(self, failed: bool = False) -> None:
-        """Finish them."""
+        """Finish them; ``failed`` says how the run ended."""
         if self._open:
             self._open = False
             self.progress.close()
-            self.metrics.close()
+            self.metrics.close(failed)
+
+    def _warn(self, text: str) -> None:
+        self.progress.say(f"warning: {text}")
 
 
 def counters(config: Config, step: int) -> dict[str, int]:

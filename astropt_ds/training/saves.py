@@ -74,7 +74,7 @@ class Saves:
             records: where it is told how a save ended.
         """
         writes: dict[str, Write] = {
-            CHECKPOINT: partial(self._write_checkpoint, step, state),
+            CHECKPOINT: partial(self._write_checkpoint, step, state, records),
             SNAPSHOT: partial(
                 snapshots.save,
                 snapshots.snapshot_path(self.folder, step),
@@ -104,8 +104,14 @@ class Saves:
         self._saver.close()
 
     def _write_checkpoint(
-        self, step: int, state: dict[str, Any], fragments: list[Fragment], ranks: Ranks
+        self,
+        step: int,
+        state: dict[str, Any],
+        records: Records,
+        fragments: list[Fragment],
+        ranks: Ranks,
     ) -> Path:
+        records.sync()  # a checkpoint never outlasts the records of the steps before it
         path = checkpoint.save(self.folder, step, fragments, state, ranks)
         if ranks.main:
             rules = self.config.checkpoint

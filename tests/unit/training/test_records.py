@@ -1,49 +1,16 @@
 import io
-import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError
 from astropt_ds.tokens import grid, standardise
 from astropt_ds.training import ranks as ranks_module
-from astropt_ds.training.metrics import Metrics, read_metrics
 from astropt_ds.training.progress import Progress
 from astropt_ds.training.samples import reconstruction_picture
 from tests.conftest import blob
-
-CONFIG = load_config("1m")
-
-
-def test_records_are_one_json_object_a_line_and_survive_a_resume_once_each(tmp_path):
-    metrics = Metrics(tmp_path, 0, CONFIG)
-    for step in range(1, 6):
-        metrics.write("train", step, loss=1.0 / step, mfu=None)
-        if step == 3:
-            metrics.write("event", step, event="checkpoint", text="saved")
-    metrics.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 6, "lo')
-    resumed = Metrics(tmp_path, 3, CONFIG)
-    resumed.write("train", 4, loss=9.0)
-    resumed.close()
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == read_metrics(tmp_path)
-    steps = [(r["kind"], r["step"]) for r in read_metrics(tmp_path)]
-    expected = [("train", 1), ("train", 2), ("train", 3), ("event", 3), ("train", 4)]
-    assert steps == expected
-    assert read_metrics(tmp_path)[0]["mfu"] is None
-
-
-def test_a_run_from_the_start_drops_the_records_of_one_that_never_saved(tmp_path):
-    first = Metrics(tmp_path, 0, CONFIG)
-    first.write("val", 0, loss=1.0)
-    first.close()
-    Metrics(tmp_path, 0, CONFIG).close()
-    assert read_metrics(tmp_path) == []
 
 
 def test_a_log_gets_a_line_with_rate_and_time_left(capsys):
