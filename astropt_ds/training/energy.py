@@ -75,7 +75,7 @@ class Energy:
         return self._last.total.energy_consumed, self._last.total.emissions
 
     def close(self) -> None:
-        """Measure once more, and no longer."""
+        """Measure once more, and no longer. More than once is once."""
         if self._tracker is not None:
             self._tracker.stop()
 
@@ -86,21 +86,23 @@ class RunEnergy:
     Args:
         config: the run's.
         ranks: its processes.
+        before: (kWh, kg of CO2 equivalent) of the attempts before this one.
 
     Attributes:
-        before: (kWh, kg of CO2 equivalent) of the attempts before this one.
+        measured: whether there is anything to add.
     """
 
-    def __init__(self, config: EnergyConfig, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, config: EnergyConfig, ranks: Ranks, before: tuple[float, float]) -> None:
+        self.ranks, self.before = ranks, before
         self.measured = config.country is not None
-        self.before = (0.0, 0.0)
         hosts = ranks.gather(socket.gethostname())
         first = hosts.index(hosts[ranks.rank]) == ranks.rank
         self._energy = Energy(config if first else EnergyConfig())
 
     def total(self) -> tuple[float, float]:
         """(kWh, kg of CO2 equivalent) so far."""
+        if not self.measured:
+            return self.before
         kwh, kg = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
         return self.before[0] + kwh, self.before[1] + kg
 

@@ -14,6 +14,7 @@ from astropt_ds.errors import RunAgain, UserError
 from astropt_ds.flops import mfu
 from astropt_ds.training import checkpoint
 from astropt_ds.training.bad_samples import BadSamples
+from astropt_ds.training.energy import RunEnergy
 from astropt_ds.training.engine import Engine, StepResult
 from astropt_ds.training.environment import description
 from astropt_ds.training.folder import COMPLETE, REQUEUE, RunFolder
@@ -49,6 +50,7 @@ class Run:
     """
 
     records: Records
+    energy: RunEnergy
     watchdog: Watchdog
 
     def __init__(
@@ -66,6 +68,7 @@ class Run:
         self._clock = time.monotonic()
         self._validated: int | None = None  # at which step last
         self._loss: float | None = None  # of the last step
+        self._energy_before = (0.0, 0.0)  # kWh, kg of CO2
 
     # The course of a run.
 
@@ -83,6 +86,8 @@ class Run:
             if self.ranks.main and self.step < self.config.run.steps:
                 self.folder.unmark()
             self.records = Records(self.config, self.dir, self.step, self.ranks)
+        with self.ranks.together():
+            self.energy = RunEnergy(self.config.energy, self.ranks, self._energy_before)
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
         weights = self.config.model.init_from
@@ -163,6 +168,7 @@ class Run:
                 "engine": engine.state(),
                 "bad_samples": self.bad.count,
                 "validated": self._validated,
+                "energy": self.energy.total(),
                 "identity": identity(self.config, self.galaxies.hash),
                 "config": self.config.model_dump(mode="json"),
             }
@@ -186,6 +192,11 @@ class Run:
         """
         if problem := self.saves.wait(self.records):
             raise UserError(f"{problem}: given again, the command goes on from an older checkpoint")
+        self.energy.close()
+        kwh, kg = self.energy.total()
+        if self.energy.measured:
+            text = f"{kwh:.3g} kWh, {kg:.3g} kg of CO2 equivalent in all"
+            self.event("energy", text, kwh=kwh, kg_co2=kg)
         if self.stopping:
             self._stop()
         self.bad.check(self.step)
@@ -217,6 +228,8 @@ class Run:
         self.garbage.close()
         if hasattr(self, "watchdog"):
             self.watchdog.close()
+        if hasattr(self, "energy"):
+            self.energy.close()
         if hasattr(self, "records"):
             self.records.close(failed=error is not None and not isinstance(error, RunAgain))
         self.folder.close()
@@ -234,6 +247,7 @@ class Run:
         self.step = manifest["step"]
         self.bad.count = state["bad_samples"]
         self._validated = state["validated"]
+        self._energy_before = tuple(state["energy"])
         if path.parent.parent.samefile(self.dir):
             self.saves.durable = self.step
         return schedule_warning(manifest, self.config)
