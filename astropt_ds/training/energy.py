@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from astropt_ds.config import EnergyConfig
@@ -86,25 +87,26 @@ class RunEnergy:
     Args:
         config: the run's.
         ranks: its processes.
-        before: (kWh, kg of CO2 equivalent) of the attempts before this one.
-
-    Attributes:
-        measured: whether there is anything to add.
+        before: what :meth:`total` was at the end of the attempt before this one, if there was one.
     """
 
-    def __init__(self, config: EnergyConfig, ranks: Ranks, before: tuple[float, float]) -> None:
-        self.ranks, self.before = ranks, before
-        self.measured = config.country is not None
+    def __init__(
+        self, config: EnergyConfig, ranks: Ranks, before: Mapping[str, float] | None
+    ) -> None:
+        self.ranks = ranks
+        self._measured = config.country is not None
+        self._before = [before["kwh"], before["kg_co2"]] if before else [0.0, 0.0]
         hosts = ranks.gather(socket.gethostname())
         first = hosts.index(hosts[ranks.rank]) == ranks.rank
         self._energy = Energy(config if first else EnergyConfig())
 
-    def total(self) -> tuple[float, float]:
-        """(kWh, kg of CO2 equivalent) so far."""
-        if not self.measured:
-            return self.before
-        kwh, kg = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
-        return self.before[0] + kwh, self.before[1] + kg
+    def total(self) -> dict[str, float] | None:
+        """``kwh`` and ``kg_co2`` (equivalent) so far, or None where nothing is measured."""
+        if not self._measured:
+            return None
+        now = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
+        kwh, kg = (then + since for then, since in zip(self._before, now, strict=True))
+        return {"kwh": kwh, "kg_co2": kg}
 
     def close(self) -> None:
         """Measure no longer; the total is then that of all the time."""

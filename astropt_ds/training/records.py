@@ -11,7 +11,7 @@ from astropt_ds.config import Config
 from astropt_ds.flops import training_flops
 from astropt_ds.tokens import Grid
 from astropt_ds.training.environment import environment
-from astropt_ds.training.metrics import Metrics
+from astropt_ds.training.metrics import Metrics, read_metrics
 from astropt_ds.training.progress import Progress
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.samples import reconstruction_picture
@@ -30,7 +30,7 @@ class Records:
 
     def __init__(self, config: Config, folder: Path, step: int, ranks: Ranks) -> None:
         self.config, self.folder = config, folder
-        self._open = ranks.main
+        self._ranks, self._open = ranks, ranks.main
         if not ranks.main:
             return
         (folder / "samples").mkdir(exist_ok=True)
@@ -51,6 +51,12 @@ class Records:
         """Record that something happened, without showing it."""
         if self._open:
             self.metrics.write("event", step, event=name, **_known(values))
+
+    def last(self, name: str) -> dict[str, Any] | None:
+        """The last event of a name, on all ranks."""
+        found = read_metrics(self.folder) if self._open else []
+        events = [r for r in found if r["kind"] == "event" and r["event"] == name]
+        return self._ranks.gather(events[-1] if events else None)[0]
 
     def train(self, step: int, seconds: float, values: dict[str, Any]) -> None:
         """Record a step that took so many seconds."""

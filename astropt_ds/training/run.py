@@ -68,7 +68,6 @@ class Run:
         self._clock = time.monotonic()
         self._validated: int | None = None  # at which step last
         self._loss: float | None = None  # of the last step
-        self._energy_before = (0.0, 0.0)  # kWh, kg of CO2
 
     # The course of a run.
 
@@ -87,7 +86,7 @@ class Run:
                 self.folder.unmark()
             self.records = Records(self.config, self.dir, self.step, self.ranks)
         with self.ranks.together():
-            self.energy = RunEnergy(self.config.energy, self.ranks, self._energy_before)
+            self.energy = RunEnergy(self.config.energy, self.ranks, self.records.last("energy"))
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
         weights = self.config.model.init_from
@@ -168,7 +167,6 @@ class Run:
                 "engine": engine.state(),
                 "bad_samples": self.bad.count,
                 "validated": self._validated,
-                "energy": self.energy.total(),
                 "identity": identity(self.config, self.galaxies.hash),
                 "config": self.config.model_dump(mode="json"),
             }
@@ -181,6 +179,8 @@ class Run:
                 "data": self.galaxies.hash,
             }
             self.saves.start(kinds, self.step, engine, state, facts, self.records)
+            if used := self.energy.total():
+                self.records.note("energy", self.step, **used)
             self._go_on()
 
     def finish(self) -> None:
@@ -193,10 +193,9 @@ class Run:
         if problem := self.saves.wait(self.records):
             raise UserError(f"{problem}: given again, the command goes on from an older checkpoint")
         self.energy.close()
-        kwh, kg = self.energy.total()
-        if self.energy.measured:
-            text = f"{kwh:.3g} kWh, {kg:.3g} kg of CO2 equivalent in all"
-            self.event("energy", text, kwh=kwh, kg_co2=kg)
+        if used := self.energy.total():
+            text = "{kwh:.3g} kWh, {kg_co2:.3g} kg of CO2 equivalent in all".format(**used)
+            self.event("energy", text, **used)
         if self.stopping:
             self._stop()
         self.bad.check(self.step)
@@ -247,7 +246,6 @@ class Run:
         self.step = manifest["step"]
         self.bad.count = state["bad_samples"]
         self._validated = state["validated"]
-        self._energy_before = tuple(state["energy"])
         if path.parent.parent.samefile(self.dir):
             self.saves.durable = self.step
         return schedule_warning(manifest, self.config)
