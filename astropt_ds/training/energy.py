@@ -87,15 +87,18 @@ class RunEnergy:
     Args:
         config: the run's.
         ranks: its processes.
-        before: what :meth:`total` was at the end of the attempt before this one, if there was one.
+
+    Attributes:
+        before: the last :meth:`total` of the attempt before this one, if there was one.
+
+    Raises:
+        UserError: as :class:`Energy` does.
     """
 
-    def __init__(
-        self, config: EnergyConfig, ranks: Ranks, before: Mapping[str, float] | None
-    ) -> None:
+    def __init__(self, config: EnergyConfig, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.before: Mapping[str, float] | None = None
         self._measured = config.country is not None
-        self._before = [before["kwh"], before["kg_co2"]] if before else [0.0, 0.0]
         hosts = ranks.gather(socket.gethostname())
         first = hosts.index(hosts[ranks.rank]) == ranks.rank
         self._energy = Energy(config if first else EnergyConfig())
@@ -105,8 +108,9 @@ class RunEnergy:
         if not self._measured:
             return None
         now = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
-        kwh, kg = (then + since for then, since in zip(self._before, now, strict=True))
-        return {"kwh": kwh, "kg_co2": kg}
+        names = ("kwh", "kg_co2")
+        then = [self.before[name] for name in names] if self.before else [0.0, 0.0]
+        return {name: a + b for name, a, b in zip(names, then, now, strict=True)}
 
     def close(self) -> None:
         """Measure no longer; the total is then that of all the time."""

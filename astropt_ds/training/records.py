@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.config import Config
-from astropt_ds.flops import training_flops
+from astropt_ds.flops import mfu, training_flops
 from astropt_ds.tokens import Grid
 from astropt_ds.training.environment import environment
 from astropt_ds.training.metrics import Metrics, read_metrics
@@ -58,12 +58,32 @@ class Records:
         events = [r for r in found if r["kind"] == "event" and r["event"] == name]
         return self._ranks.gather(events[-1] if events else None)[0]
 
+    def summary(self) -> str:
+        """How the validation loss went, in a few words; on all ranks."""
+        with self._ranks.together():
+            found = read_metrics(self.folder) if self._open else []
+        losses = [(r["n"], r["loss"]) for r in found if r["kind"] == "val"]
+        losses = [(n, loss) for n, loss in losses if n == losses[-1][0]]  # on the same set
+        course = f"{losses[0][1]:.4f} -> {losses[-1][1]:.4f}" if losses else "not taken here"
+        return f"validation loss {course}; pictures in {self.folder / 'samples'}"
+
     def train(self, step: int, seconds: float, values: dict[str, Any]) -> None:
         """Record a step that took so many seconds."""
-        if self._open:
-            self.metrics.write("train", step, **counters(self.config, step), **_known(values))
-            images = self.config.batch.global_images
-            self.progress.update(step, values["loss"], values["lr"], images, seconds)
+        if not self._open:
+            return
+        images, tokens = self.config.batch.global_images, self.config.tokens_per_image
+        rate = images * tokens / seconds
+        device, size = self._ranks.device_name, self._ranks.size
+        self.metrics.write(
+            "train",
+            step,
+            **counters(self.config, step),
+            **_known(values),
+            tokens_per_s=rate,
+            mfu=mfu(self.config.model, tokens, rate, device, size),
+            memory_bytes=self._ranks.peak_memory(),
+        )
+        self.progress.update(step, values["loss"], values["lr"], images, seconds)
 
     def validation(self, step: int, found: Validation, grid: Grid) -> None:
         """Record a validation and draw its picture."""
