@@ -40,10 +40,10 @@ def state_hash(engine: Engine, ranks: Ranks) -> str:
     """Of all weights and moments, on all ranks, and of the weights that the forward pass sees."""
     digest = hashlib.sha256()
     for fragment in engine.fragments():
-        digest.update(fragment.values.numpy().tobytes())
+        digest.update(fragment.values.cpu().numpy().tobytes())
     for parameter in engine.engine.module.parameters():
         seen = getattr(parameter, "ds_tensor", parameter)
-        digest.update(seen.detach().float().numpy().tobytes())
+        digest.update(seen.detach().float().cpu().numpy().tobytes())
     return "".join(ranks.gather(digest.hexdigest()))
 
 

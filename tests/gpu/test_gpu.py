@@ -1,8 +1,11 @@
 """On an NVIDIA GPU: kernels, bf16, and the 2.1B model in training. Run: pytest -m gpu tests/gpu"""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,10 @@ from astropt_ds.attention import attention
 from astropt_ds.config_source import load_config
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.model import AstroPT
+from astropt_ds.training.fragments import Fragment
 from astropt_ds.training.metrics import read_metrics
+from astropt_ds.training.ranks import start
+from astropt_ds.training.saver import Saver
 from tests.conftest import REPOSITORY
 
 pytestmark = [
@@ -84,6 +90,40 @@ def test_a_resumed_run_is_bit_identical(tiny, shards, tmp_path, keys):
         for name in ("whole", "part")
     ]
     assert len(losses[0]) == 6 and losses[0] == losses[1]
+
+
+def test_a_bad_update_is_skipped_and_moves_nothing(tmp_path):
+    script = REPOSITORY / "tests" / "distributed" / "health_scenarios.py"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, script, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "health.json").read_text())["skip"]
+    assert {"0-fp32", "1-bf16", "2-bf16", "3-bf16", "3-offload-fp32"} <= results.keys()
+    for name, found in results.items():
+        for fault, outcome in found["faults"].items():
+            assert outcome["skipped"] and not outcome["moved"], (name, fault)
+        assert found["losses"] == found["undisturbed"], name
+
+
+def test_a_copy_in_page_locked_memory_is_of_its_moment():
+    """The writer reads it while the training goes on."""
+    live = torch.full((50_000_000,), 1.0, device="cuda")
+    seen = []
+
+    def write(copies, ranks):
+        seen.extend((copy.values.is_pinned(), copy.values.clone()) for copy in copies)
+        return Path("anywhere")
+
+    with start() as ranks:
+        saver = Saver(ranks)
+        fragment = Fragment("w", "weight", (len(live),), 0, live, True)
+        saver.save(1, [fragment], {"checkpoint": write})
+        live.fill_(2.0)
+        saver.wait()
+        saver.close()
+    ((pinned, values),) = seen
+    assert pinned and (values == 1.0).all()
 
 
 def test_the_2100m_model_trains_under_zero_3(shards, tmp_path):
