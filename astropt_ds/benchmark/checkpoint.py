@@ -54,7 +54,7 @@ def measure_checkpoint(source: str, ranks: int, rounds: int, scratch: Path) -> d
         "parameters": count,
         "seconds": {name: median(values) for name, values in seconds.items()},
         "gigabytes": {name: size / 1e9 for name, size in result["bytes"].items()},
-        "first_stall_seconds": result["seconds"][STALL][0],  # its host memory is new
+        "first_stall_seconds": result["seconds"][STALL][0],  # the run's first save
         "stall_over_save": ratio(seconds, STALL, SAVE),
         "all_it_cost_over_save": ratio(seconds, LOST, SAVE),
         "step_beside_a_save_over_step": ratio(seconds, STEP_BESIDE, STEP),
