@@ -61,6 +61,7 @@ STAMPS_512 ?=
 bench: venv $(VENV)/oracle
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark.py data --against astropt --json bench.json \
 	    $(if $(STAMPS_512),--images '$(STAMPS_512)')
+	$(BIN)/python tools/benchmark.py checkpoint --json bench-checkpoint.json
 
 lint: venv
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -12,31 +12,55 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from astropt_ds.benchmark.checkpoint import measure_checkpoint
 from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamps
 from astropt_ds.benchmark.startup import measure_startup
 from astropt_ds.errors import UserError, run_cli
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=["data"], help="data: into shards, verified, loaded")
-    parser.add_argument("--images", type=Path, help="a folder of 512-pixel JPEG stamps, too")
-    parser.add_argument("--count", type=int, default=200, help="of synthetic stamps (200)")
-    parser.add_argument("--against", choices=["astropt"], help="AstroPT's own path beside ours")
-    parser.add_argument("--rounds", type=int, default=5, help="in which all take turns (5)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
-    options = parser.parse_args(argv)
-    if options.rounds < 1:
-        raise UserError(f"--rounds {options.rounds}: 1 or more would be right")
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), options)
+    options = parse(argv)
+    for name in ("rounds", "ranks"):
+        if (value := getattr(options, name, 1)) < 1:
+            raise UserError(f"--{name} {value}: 1 or more would be right")
+    if options.scratch and not options.scratch.is_dir():
+        raise UserError(f"--scratch {options.scratch}: is no folder")
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        result = options.measure(Path(folder), options)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+    data = commands.add_parser("data", help="images into shards, verified, loaded")
+    data.set_defaults(measure=measure_all_data)
+    data.add_argument("--images", type=Path, help="a folder of 512-pixel JPEG stamps, too")
+    data.add_argument("--count", type=int, default=200, help="of synthetic stamps (200)")
+    data.add_argument("--against", choices=["astropt"], help="AstroPT's own path beside ours")
+    saves = commands.add_parser("checkpoint", help="saves beside the training, and not; loads")
+    saves.set_defaults(measure=measure_saves)
+    saves.add_argument("--config", default="89m", help="a preset's name or a YAML file (89m)")
+    saves.add_argument("--ranks", type=int, default=2, help="processes, on the CPU (2)")
+    for command, rounds in ((data, 5), (saves, 3)):
+        text = f"in which all take turns ({rounds})"
+        command.add_argument("--rounds", type=int, default=rounds, help=text)
+        command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
+        command.add_argument("--scratch", type=Path, help="a folder on the disk to be used")
+    return parser.parse_args(argv)
+
+
+def measure_saves(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    result = measure_checkpoint(options.config, options.ranks, options.rounds, folder)
+    title = f"checkpoints of {options.config} on {options.ranks} CPU ranks"
+    show(title, result)
+    return {title: result}
+
+
+def measure_all_data(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     sets = [real_stamps(options.images)] if options.images else []
     sets.append(synthetic_stamps(options.count, folder))
     result: dict[str, Any] = {}
@@ -56,7 +80,7 @@ def show(title: str, result: dict[str, Any]) -> None:
     print(title)
     for name, value in result.items():
         for label, number in value.items() if isinstance(value, dict) else [("", value)]:
-            print(f"  {name:30} {label:20} {number:12,.3f}")
+            print(f"  {name:30} {label:28} {number:12,.3f}")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ class Run:
         if self.config.run.steps <= self.config.schedule.warmup:
             warmup = self.config.schedule.warmup
             self.event("schedule", f"warning: the run ends within schedule.warmup={warmup} updates")
+        self.saves.reserve(engine)
         minutes = self.config.health.hang_minutes
         self.watchdog = Watchdog(self.dir / "stacks", minutes, self.ranks.rank)
         self._clock = time.monotonic()

@@ -45,7 +45,9 @@ class Saved:
 
 
 class Saver:
-    """One save in flight at most; the next one waits for it. All methods but `finished` collective.
+    """One save in flight at most; the next one waits for it.
+
+    All methods but `reserve` and `finished` are collective.
 
     Args:
         ranks: the run's processes.
@@ -56,7 +58,15 @@ class Saver:
         self._cuda = ranks.device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, "saver")
         self._writing: Future[list[Saved]] | None = None
-        self._buffer = torch.empty(0)
+        self._buffer = self._thread.submit(_fresh_memory, 0, self._cuda)
+
+    def reserve(self, fragments: list[Fragment]) -> None:
+        """Make room for copies of what this rank owns, beside the training: the first save too
+        is then no slower than its copy.
+        """
+        count = sum(fragment.values.numel() for fragment in fragments if fragment.owned)
+        if self._buffer.result().numel() < count:
+            self._buffer = self._thread.submit(_fresh_memory, count, self._cuda)
 
     def save(self, step: int, fragments: list[Fragment], writes: dict[str, Write]) -> list[Saved]:
         """Copy what this rank owns and go on; the writes follow in the background, in their order.
@@ -91,14 +101,12 @@ class Saver:
         self._thread.shutdown(wait=True)
 
     def _copy(self, fragments: list[Fragment]) -> list[Fragment]:
-        count = sum(fragment.values.numel() for fragment in fragments)
-        if self._buffer.numel() < count:
-            # kept: touching fresh memory for the first time costs more than the copy
-            self._buffer = torch.empty(count, pin_memory=self._cuda)
+        self.reserve(fragments)
+        buffer = self._buffer.result()
         copies, end = [], 0
         for fragment in fragments:
             start, end = end, end + fragment.values.numel()
-            copy: Tensor = self._buffer[start:end]
+            copy = buffer[start:end]
             copies.append(replace(fragment, values=copy.copy_(fragment.values, non_blocking=True)))
         if self._cuda:
             torch.cuda.synchronize()
@@ -117,3 +125,8 @@ class Saver:
             durable = time.monotonic() - start
             ended.append(replace(saved, durable=durable, path=path, problem=problem))
         return ended
+
+
+def _fresh_memory(count: int, pinned: bool) -> Tensor:
+    """Written once already: touching memory for the first time costs more than a copy into it."""
+    return torch.zeros(count, pin_memory=pinned)

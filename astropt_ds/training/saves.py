@@ -54,6 +54,10 @@ class Saves:
                 kinds.append(SNAPSHOT)
         return kinds
 
+    def reserve(self, engine: Engine) -> None:
+        """Make room for copies of the engine's state while the training goes on."""
+        self._saver.reserve(engine.fragments())
+
     def start(
         self,
         kinds: list[str],
