@@ -30,13 +30,13 @@ def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
         main(sys.argv[1:])
     except UserError as error:
         code = EXIT_USER_ERROR
-        _say(f"error: {error}")
+        say(f"error: {error}")
     except RunAgain as error:
         code = EXIT_RUN_AGAIN
-        _say(str(error))
+        say(str(error))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-        _say("\ninterrupted; the same command goes on from what is saved")
+        say("\ninterrupted; the same command goes on from what is saved")
     # By now all is closed and flushed that main opened. The interpreter's own teardown is left out:
     # in it, C++ threads of a process group now and then abort a run that is complete (SIGABRT).
     sys.stdout.flush()
@@ -44,6 +44,7 @@ def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
     os._exit(code)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line on stderr, on one rank of a run."""
     if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
         print(text, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 from astropt_ds.config import EnergyConfig
@@ -75,7 +76,7 @@ class Energy:
         return self._last.total.energy_consumed, self._last.total.emissions
 
     def close(self) -> None:
-        """Measure once more, and no longer."""
+        """Measure once more, and no longer. More than once is once."""
         if self._tracker is not None:
             self._tracker.stop()
 
@@ -88,21 +89,28 @@ class RunEnergy:
         ranks: its processes.
 
     Attributes:
-        before: (kWh, kg of CO2 equivalent) of the attempts before this one.
+        before: the last :meth:`total` of the attempt before this one, if there was one.
+
+    Raises:
+        UserError: as :class:`Energy` does.
     """
 
     def __init__(self, config: EnergyConfig, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.measured = config.country is not None
-        self.before = (0.0, 0.0)
+        self.before: Mapping[str, float] | None = None
+        self._measured = config.country is not None
         hosts = ranks.gather(socket.gethostname())
         first = hosts.index(hosts[ranks.rank]) == ranks.rank
         self._energy = Energy(config if first else EnergyConfig())
 
-    def total(self) -> tuple[float, float]:
-        """(kWh, kg of CO2 equivalent) so far."""
-        kwh, kg = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
-        return self.before[0] + kwh, self.before[1] + kg
+    def total(self) -> dict[str, float] | None:
+        """``kwh`` and ``kg_co2`` (equivalent) so far, or None where nothing is measured."""
+        if not self._measured:
+            return None
+        now = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
+        names = ("kwh", "kg_co2")
+        then = [self.before[name] for name in names] if self.before else [0.0, 0.0]
+        return {name: a + b for name, a, b in zip(names, then, now, strict=True)}
 
     def close(self) -> None:
         """Measure no longer; the total is then that of all the time."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import TracebackType
 from typing import Any
+
+from astropt_ds.errors import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # Launchers pass a signal on that a scheduler or a terminal has sent to all processes already.
@@ -75,9 +76,9 @@ class Interruption:
             if first is None:
                 first = now
                 self._ask(name)
-                print(f"{name}: saving after this step; once more ends at once", file=sys.stderr)
+                say(f"{name}: saving after this step; once more ends at once")
             elif now - first > ONE_SIGNAL_S:
-                print(f"{name} again: ending at once", file=sys.stderr, flush=True)
+                say(f"{name} again: ending at once")
                 os._exit(128 + number[0])
 
     def _ask(self, reason: str) -> None:

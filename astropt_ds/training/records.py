@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.config import Config
-from astropt_ds.flops import training_flops
+from astropt_ds.flops import mfu, training_flops
 from astropt_ds.tokens import Grid
 from astropt_ds.training.environment import environment
-from astropt_ds.training.metrics import Metrics
+from astropt_ds.training.metrics import Metrics, read_metrics
 from astropt_ds.training.progress import Progress
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.samples import reconstruction_picture
@@ -30,7 +30,7 @@ class Records:
 
     def __init__(self, config: Config, folder: Path, step: int, ranks: Ranks) -> None:
         self.config, self.folder = config, folder
-        self._open = ranks.main
+        self._ranks, self._open = ranks, ranks.main
         if not ranks.main:
             return
         (folder / "samples").mkdir(exist_ok=True)
@@ -52,12 +52,38 @@ class Records:
         if self._open:
             self.metrics.write("event", step, event=name, **_known(values))
 
+    def last(self, name: str) -> dict[str, Any] | None:
+        """The last event of a name, on all ranks."""
+        found = read_metrics(self.folder) if self._open else []
+        events = [r for r in found if r["kind"] == "event" and r["event"] == name]
+        return self._ranks.gather(events[-1] if events else None)[0]
+
+    def summary(self) -> str:
+        """How the validation loss went, in a few words; on all ranks."""
+        with self._ranks.together():
+            found = read_metrics(self.folder) if self._open else []
+        losses = [(r["n"], r["loss"]) for r in found if r["kind"] == "val"]
+        losses = [(n, loss) for n, loss in losses if n == losses[-1][0]]  # on the same set
+        course = f"{losses[0][1]:.4f} -> {losses[-1][1]:.4f}" if losses else "not taken here"
+        return f"validation loss {course}; pictures in {self.folder / 'samples'}"
+
     def train(self, step: int, seconds: float, values: dict[str, Any]) -> None:
         """Record a step that took so many seconds."""
-        if self._open:
-            self.metrics.write("train", step, **counters(self.config, step), **_known(values))
-            images = self.config.batch.global_images
-            self.progress.update(step, values["loss"], values["lr"], images, seconds)
+        if not self._open:
+            return
+        images, tokens = self.config.batch.global_images, self.config.tokens_per_image
+        rate = images * tokens / seconds
+        device, size = self._ranks.device_name, self._ranks.size
+        self.metrics.write(
+            "train",
+            step,
+            **counters(self.config, step),
+            **_known(values),
+            tokens_per_s=rate,
+            mfu=mfu(self.config.model, tokens, rate, device, size),
+            memory_bytes=self._ranks.peak_memory(),
+        )
+        self.progress.update(step, values["loss"], values["lr"], images, seconds)
 
     def validation(self, step: int, found: Validation, grid: Grid) -> None:
         """Record a validation and draw its picture."""

@@ -11,15 +11,14 @@ from astropt_ds.config import Config
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.data.reader import Fault
 from astropt_ds.errors import RunAgain, UserError
-from astropt_ds.flops import mfu
 from astropt_ds.training import checkpoint
 from astropt_ds.training.bad_samples import BadSamples
+from astropt_ds.training.energy import RunEnergy
 from astropt_ds.training.engine import Engine, StepResult
 from astropt_ds.training.environment import description
 from astropt_ds.training.folder import COMPLETE, REQUEUE, RunFolder
 from astropt_ds.training.initial import load_weights
 from astropt_ds.training.interruption import Interruption
-from astropt_ds.training.metrics import read_metrics
 from astropt_ds.training.pace import GarbagePauses, Pace, stragglers
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.records import Records, counters
@@ -63,6 +62,8 @@ class Run:
         self.saves = Saves(config, self.dir, ranks)
         self.bad = BadSamples(config, galaxies.shard_samples)
         self.pace, self.garbage = Pace(ranks), GarbagePauses()
+        with ranks.together():
+            self.energy = RunEnergy(config.energy, ranks)
         self._clock = time.monotonic()
         self._validated: int | None = None  # at which step last
         self._loss: float | None = None  # of the last step
@@ -83,6 +84,7 @@ class Run:
             if self.ranks.main and self.step < self.config.run.steps:
                 self.folder.unmark()
             self.records = Records(self.config, self.dir, self.step, self.ranks)
+        self.energy.before = self.records.last("energy")
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
         weights = self.config.model.init_from
@@ -112,8 +114,6 @@ class Run:
         self.watchdog.alive()
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        images = self.config.batch.global_images
-        rate = images * self.config.tokens_per_image / seconds
         self.bad.count += result.bad
         self._loss = result.loss
         record: dict[str, Any] = {
@@ -122,14 +122,11 @@ class Run:
             "lr": result.lr,
             "grad_norm": result.grad_norm,
             "skipped": int(result.skipped is not None),
-            "tokens_per_s": rate,
-            "mfu": self._mfu(rate),
             "data_wait_s": self.galaxies.waited,
             "gc_pause_s": self.garbage.take(),
-            "memory_bytes": self.ranks.peak_memory(),
             "bad_samples": self.bad.count,
         }
-        if drawn := self.galaxies.drawn(self.step * images):
+        if drawn := self.galaxies.drawn(self.step * self.config.batch.global_images):
             record["drawn"] = drawn
         self.records.train(self.step, seconds, record)
         self.pace.add(seconds, self.galaxies.waited)
@@ -175,6 +172,8 @@ class Run:
                 "data": self.galaxies.hash,
             }
             self.saves.start(kinds, self.step, engine, state, facts, self.records)
+            if used := self.energy.total():
+                self.records.note("energy", self.step, **used)
             self._go_on()
 
     def finish(self) -> None:
@@ -186,19 +185,16 @@ class Run:
         """
         if problem := self.saves.wait(self.records):
             raise UserError(f"{problem}: given again, the command goes on from an older checkpoint")
+        self.energy.close()
+        if used := self.energy.total():
+            text = "{kwh:.3g} kWh, {kg_co2:.3g} kg of CO2 equivalent in all".format(**used)
+            self.event("energy", text, **used)
         if self.stopping:
             self._stop()
         self.bad.check(self.step)
-        if self.ranks.main:
-            found = [r for r in read_metrics(self.dir) if r["kind"] == "val"]
-            losses = [r["loss"] for r in found if r["n"] == found[-1]["n"]]  # on the same set
-            course = f"{losses[0]:.4f} -> {losses[-1]:.4f}" if losses else "not taken here"
-            text = (
-                f"complete at step {self.step}: validation loss {course}; "
-                f"pictures in {self.dir / 'samples'}"
-            )
-            self.event("finish", text)
-            self.folder.mark(COMPLETE, text)
+        text = f"complete at step {self.step}: {self.records.summary()}"
+        self.event("finish", text)
+        self._mark(COMPLETE, text)
 
     def event(self, name: str, text: str, **values: Any) -> None:
         """Record and show that something happened now."""
@@ -215,6 +211,7 @@ class Run:
     ) -> None:
         self.saves.close()
         self.garbage.close()
+        self.energy.close()
         if hasattr(self, "watchdog"):
             self.watchdog.close()
         if hasattr(self, "records"):
@@ -253,10 +250,14 @@ class Run:
             f"{seconds:.1f} s after it; the same command goes on"
         )
         self.event("stop", text, reason=reason, rank=rank, durable_s=seconds)
-        if self.ranks.main:
-            self.folder.mark(REQUEUE, text)
-        self.ranks.agree(None)  # a launcher may kill the others as soon as one has left
+        self._mark(REQUEUE, text)
         raise RunAgain(text)
+
+    def _mark(self, name: str, text: str) -> None:
+        """The last thing: a launcher may kill the other ranks as soon as one of them has left."""
+        with self.ranks.together():
+            if self.ranks.main:
+                self.folder.mark(name, text)
 
     def _tell_skipped(self, result: StepResult) -> None:
         self.event(
@@ -292,8 +293,3 @@ class Run:
         """What was done just now is no part of the next step's time."""
         self.watchdog.alive()
         self._clock = time.monotonic()
-
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        tokens = self.config.tokens_per_image
-        name, devices = self.ranks.device_name, self.ranks.size
-        return mfu(self.config.model, tokens, tokens_per_second, name, devices)

@@ -10,6 +10,8 @@ import threading
 import time
 from pathlib import Path
 
+from astropt_ds.errors import say
+
 EXIT_HANG = 70  # EX_SOFTWARE of sysexits.h
 GRACE_S = 10.0  # for the other ranks to write theirs before a launcher kills them
 
@@ -60,12 +62,9 @@ class Watchdog:
         except OSError as error:  # the folder itself may be what hangs or is full
             print(f"{path}: {error}", file=sys.stderr)
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        if self.rank == 0:
-            print(
-                f"error: no step for {self.seconds / 60:g} minutes (health.hang_minutes); the "
-                f"stacks of all ranks are in {self.folder}",
-                file=sys.stderr,
-                flush=True,
-            )
+        say(
+            f"error: no step for {self.seconds / 60:g} minutes (health.hang_minutes); the stacks "
+            f"of all ranks are in {self.folder}"
+        )
         time.sleep(GRACE_S)
         os._exit(EXIT_HANG)

@@ -1,6 +1,6 @@
 """What one launch of several ranks computes for test_engine.py; writes a JSON of results.
 
-Run by torchrun: ``scenarios.py FOLDER [full]``. One launch walks through all stages and
+Run by torchrun: ``scenarios.py FOLDER [full | back]``. One launch walks through all stages and
 accumulations, because starting processes costs more than the steps themselves.
 """
 
@@ -137,8 +137,69 @@ def train(engine: Engine, ranks: Ranks, micro: int, start_step: int, stop: int) 
     }
 
 
+# ---- checkpoints of other numbers of ranks ----
+
+# (stage that saves, stage that resumes)
+ARRANGEMENTS = {"fp32": (("3", "1"), ("0", "3")), "bf16": (("3", "2"), ("1", "3"))}
+
+
+def saved_by(folder: Path, ranks: int, precision: str, stage: str) -> Path:
+    return folder / f"{ranks}-{precision}-{stage}"
+
+
+def resume(folder: Path, before: int, ranks: Ranks) -> dict:
+    """The steps after a checkpoint of another number of ranks, at another stage."""
+    found = {}
+    micro = GLOBAL_IMAGES // ranks.size
+    for precision, arrangements in ARRANGEMENTS.items():
+        for source, stage in arrangements:
+            engine = build(configuration(stage, micro, precision), ranks)
+            path, passed_over = checkpoint.find(saved_by(folder, before, precision, source), ranks)
+            assert path is not None, passed_over
+            manifest = checkpoint.load(path, engine.fragments())
+            engine.restored(manifest["state"]["engine"])
+            found[f"{precision} {source}->{stage}"] = {
+                "agree": seen_weights_agree(engine, ranks),
+                **train(engine, ranks, micro, SAVED_AT, STEPS),
+            }
+    return found
+
+
+def save(folder: Path, ranks: Ranks) -> dict:
+    """A checkpoint of every stage that saves, and the steps after it, uninterrupted."""
+    rest = {}
+    micro = GLOBAL_IMAGES // ranks.size
+    for precision, arrangements in ARRANGEMENTS.items():
+        for source, _ in arrangements:
+            engine = build(configuration(source, micro, precision), ranks)
+            train(engine, ranks, micro, 0, SAVED_AT)
+            path = saved_by(folder, ranks.size, precision, source)
+            state = {"engine": engine.state()}
+            checkpoint.save(path, SAVED_AT, engine.fragments(), state, ranks)
+            rest[f"{precision} {source}"] = train(engine, ranks, micro, SAVED_AT, STEPS)
+    return rest
+
+
+def elastic(folder: Path, ranks: Ranks) -> None:
+    """Resume what other numbers of ranks have saved so far, and save unless that is done."""
+    out = {}
+    for before in {1, 2, 3} - {ranks.size}:
+        if saved_by(folder, before, "fp32", "3").exists():
+            out[f"{before}->{ranks.size}.json"] = resume(folder, before, ranks)
+    if not saved_by(folder, ranks.size, "fp32", "3").exists():
+        out[f"{ranks.size}.json"] = save(folder, ranks)
+    if ranks.main:
+        for name, found in out.items():
+            (folder / name).write_text(json.dumps(found))
+
+
 def main() -> None:
     folder, full = Path(sys.argv[1]), "full" in sys.argv[2:]
+    if "back" in sys.argv[2:]:
+        with start() as ranks:
+            elastic(folder, ranks)
+            dist.barrier()
+        return
     saved = folder / "saved"
     kinds = ("parity", "unclipped", "initial", "resumed", "bf16", "bf16_resumed")
     out: dict = {kind: {} for kind in kinds}
@@ -188,6 +249,7 @@ def main() -> None:
             agree = seen_weights_agree(again, ranks)
             result = train(again, ranks, share_size, SAVED_AT, STEPS)
             out["bf16_resumed"][stage] = {**result, "agree": agree}
+        elastic(folder, ranks)
         if ranks.main:
             (folder / f"ranks-{ranks.size}.json").write_text(json.dumps(out))
         dist.barrier()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,9 +12,19 @@ from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
 from astropt_ds.tokens import standardise
 from tests.distributed import scenarios
-from tests.distributed.scenarios import GLOBAL_IMAGES, SAVED_AT, STAGES, STEPS, global_batch
+from tests.distributed.scenarios import (
+    ARRANGEMENTS,
+    GLOBAL_IMAGES,
+    SAVED_AT,
+    STAGES,
+    STEPS,
+    global_batch,
+)
 
 RANKS = (2, 1, 3)  # two ranks first: the others resume what they saved
+CHANGES = ("3->1", "3->2", "1->2", "1->3", "2->1", "2->3")
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
+CASES = [(p, *stages) for p, arrangements in ARRANGEMENTS.items() for stages in arrangements]
 
 
 def walk(launch, folder, *options):
@@ -26,8 +37,22 @@ def walk(launch, folder, *options):
 
 
 @pytest.fixture(scope="module")
-def results(launch, tmp_path_factory):
-    return walk(launch, tmp_path_factory.mktemp("engine"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("engine")
+
+
+@pytest.fixture(scope="module")
+def results(launch, folder):
+    return walk(launch, folder)
+
+
+@pytest.fixture(scope="module")
+def elastic(launch, folder, results):
+    """The folder, once fewer ranks have resumed what more of them saved, too."""
+    for ranks in (1, 2):
+        done = launch(ranks, scenarios.__file__, folder, "back", timeout=600)
+        assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
 
 def plain_loop(clip):
@@ -144,6 +169,21 @@ def test_bf16_follows_fp32_and_resumes(results, plain, stage, ranks):
     if ranks == 2:
         assert resumed["losses"] == reference
     assert_close(resumed["losses"], reference, 1e-3)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("precision, source, stage", CASES)
+def test_losses_go_on_on_another_number_of_ranks_and_at_another_stage(
+    elastic, change, precision, source, stage
+):
+    before, _, _ = change.partition("->")
+    found = json.loads((elastic / f"{change}.json").read_text())[f"{precision} {source}->{stage}"]
+    expected = json.loads((elastic / f"{before}.json").read_text())[f"{precision} {source}"]
+    assert found["agree"]
+    assert found["lrs"] == expected["lrs"]
+    for key in ("losses", "norms"):
+        difference = np.abs(np.subtract(found[key], expected[key])).max()
+        assert difference <= TOLERANCE[precision], f"{key}: {difference:.1e}"
 
 
 def test_the_schedule_is_applied(results):

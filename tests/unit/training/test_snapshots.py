@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from astropt_ds.config_run import SnapshotConfig
@@ -10,7 +12,7 @@ def test_log_is_the_series_of_astropts_studies():
     steps = sorted(snapshot_steps(SnapshotConfig(schedule="log"), 30_000))
     assert steps[:8] == [0, 1, 2, 3, 4, 5, 6, 7] and steps[-1] == 30_000
     assert len(steps) == 58  # 64 without the duplicates among the first
-    ratios = [b / a for a, b in zip(steps[30:], steps[31:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(steps[30:])]
     assert max(ratios) - min(ratios) < 0.02
 
 
