@@ -19,13 +19,13 @@ from tests.distributed.runs import damage, records, train
 # The rate is that of a long warm-up. A higher one makes the first steps chaotic: what other ranks
 # round in another order then grows beyond 1e-5, in runs that nothing happens to as well.
 COURSE = (
-    *("data.image_size=96", "data.workers=1", "batch.global_images=12", "precision=fp32"),
+    *("data.image_size=64", "data.workers=1", "batch.global_images=12", "precision=fp32"),
     *("schedule.warmup=4", "optim.lr=5e-5", "eval.every=6", "eval.images=24"),
     *("checkpoint.every=3", "checkpoint.keep=1"),
 )
 FOREVER = "run.steps=100000"
 KILL, SAVE, TERM, START = "SIGKILL", "SIGKILL during a save", "SIGTERM", "SIGKILL at the start"
-SHORT = (KILL, SAVE, TERM, KILL)
+SHORT = (TERM, SAVE, KILL, KILL)
 LONG = (*[KILL] * 8, *[SAVE] * 8, *[TERM] * 6, *[START] * 3)
 MICRO = {1: (4, 6, 12), 2: (2, 3, 6), 3: (1, 2, 4)}  # divisors of a rank's share
 BEGINS = re.compile(r"(?:starting|resuming (\S+)) at step (\d+) of")
@@ -61,7 +61,7 @@ class Torture:
             assert damage(path) is None
         # nothing torn was loaded and nothing is lost: it went on from the newest one, if it got
         # that far, and has left none that is older
-        assert newest is None or self.newest() >= newest
+        assert newest is None or any(path >= newest for path in self.checkpoints())
         for begins in BEGINS.findall(done.stdout):
             assert begins == ((str(newest), str(step_of(newest))) if newest else ("", "0"))
         assert "passed over" not in done.stdout
