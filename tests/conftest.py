@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import simplejpeg
 from hypothesis import HealthCheck, settings
@@ -199,7 +201,10 @@ def launch() -> Launch:
                 meanwhile()
                 output, errors = process.communicate(timeout=timeout)
             except BaseException:
-                process.kill()
+                # a launcher that is killed leaves its ranks behind
+                for started in (*psutil.Process(process.pid).children(recursive=True), process):
+                    with suppress(psutil.NoSuchProcess):
+                        started.kill()
                 raise
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 

@@ -179,7 +179,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: there is none, or it is not one.
     """
     try:
-        if sha256_file(path / MANIFEST) != (path / MARKER).read_text().strip():
+        if (path / MARKER).read_bytes() != f"{sha256_file(path / MANIFEST)}\n".encode():
             raise UserError(f"{path / MANIFEST} does not match its checksum")
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["format"] != FORMAT:

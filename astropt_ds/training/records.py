@@ -52,6 +52,12 @@ class Records:
         if self._open:
             self.metrics.write("event", step, event=name, **_known(values))
 
+    def validated(self, step: int) -> bool:
+        """Whether the validation of a step is on record, on all ranks."""
+        found = read_metrics(self.folder) if self._open else []
+        made = any(r["kind"] == "val" and r["step"] == step for r in found)
+        return self._ranks.gather(made)[0]
+
     def last(self, name: str) -> dict[str, Any] | None:
         """The last event of a name, on all ranks."""
         found = read_metrics(self.folder) if self._open else []

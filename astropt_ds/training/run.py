@@ -84,6 +84,8 @@ class Run:
             if self.ranks.main and self.step < self.config.run.steps:
                 self.folder.unmark()
             self.records = Records(self.config, self.dir, self.step, self.ranks)
+        if self.records.validated(self.step):  # perhaps after the save, by a run that then died
+            self._validated = self.step
         self.energy.before = self.records.last("energy")
         for line in passed_over:
             self.event("checkpoint_passed_over", f"passed over {line}")
@@ -160,7 +162,6 @@ class Run:
             state = {
                 "engine": engine.state(),
                 "bad_samples": self.bad.count,
-                "validated": self._validated,
                 "identity": identity(self.config, self.galaxies.hash),
                 "config": self.config.model_dump(mode="json"),
             }
@@ -231,7 +232,6 @@ class Run:
         engine.restored(state["engine"])
         self.step = manifest["step"]
         self.bad.count = state["bad_samples"]
-        self._validated = state["validated"]
         if path.parent.parent.samefile(self.dir):
             self.saves.durable = self.step
         return schedule_warning(manifest, self.config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from astropt_ds import train
 from astropt_ds.data.reader import Reader
 from astropt_ds.errors import run_cli
-from astropt_ds.training import folder, watchdog
+from astropt_ds.training import folder, staging, watchdog
 from astropt_ds.training.engine import Engine
 
 
@@ -49,9 +49,23 @@ def elsewhere():
         os.chdir("elsewhere")
 
 
+def unwritable():
+    """Its file of the checkpoint at step 6 cannot be written: there is a folder in its place."""
+    save = staging.save_file
+
+    def hindered(tensors, path):
+        if "step-00000006" in str(path) and os.environ["RANK"] != "0":
+            path.mkdir()
+        save(tensors, path)
+
+    staging.save_file = hindered
+
+
+DISTURBANCES = (hanging, slow_data, elsewhere, unwritable)
+
 if __name__ == "__main__":
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("RANK", "0")
     what = sys.argv.pop(1)
-    {"hanging": hanging, "slow_data": slow_data, "elsewhere": elsewhere}[what]()
+    {disturb.__name__: disturb for disturb in DISTURBANCES}[what]()
     run_cli(train.main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 
 import psutil
@@ -57,3 +59,17 @@ def process_of(run):
     """The process of a run without a launcher; its reading processes are its children."""
     found = [p for p in psutil.process_iter(["cmdline"]) if f"run.dir={run}" in p.info["cmdline"]]
     return next(p for p in found if p.parent() not in found)
+
+
+def damage(path):
+    """What is wrong with a checkpoint, found without the code that is under test."""
+    try:
+        manifest = (path / "manifest.json").read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != (path / "complete").read_text().strip():
+            return f"{path}: manifest.json"
+        for name, facts in json.loads(manifest)["files"].items():
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != facts["sha256"]:
+                return f"{path}: {name}"
+    except FileNotFoundError as error:
+        return str(error)
+    return None

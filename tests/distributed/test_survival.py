@@ -1,5 +1,6 @@
 """What may end a run from outside, and what is left of it: signals, clocks, hangs, folders."""
 
+import json
 import os
 import shutil
 import signal
@@ -65,10 +66,13 @@ def test_the_same_command_goes_on_from_there(launch, tiny, stopped, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(stopped[0], run)
     step = records(run)[-1]["step"]
-    done = alone(launch, tiny, run, f"run.steps={step + 2}", "eval.every=1000")
+    with (run / "metrics.jsonl").open("a") as file:  # of a run that went on, and died soon
+        file.write(json.dumps({**records(run, "val")[0], "step": step}) + "\n")
+    done = alone(launch, tiny, run, f"run.steps={step + 2}", f"eval.every={step}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"at step {step} of {step + 2}" in done.stdout
     assert [r["step"] for r in records(run)] == list(range(1, step + 3))
+    assert [r["step"] for r in records(run, "val")] == [0, step, step + 2]
     assert (run / "complete").exists() and not (run / "requeue").exists()
 
 
