@@ -49,7 +49,7 @@ class HealthConfig(Section):
     sigma: Annotated[float, Field(gt=0)] = 6.0  # how far, in standard deviations
     window: Annotated[int, Field(ge=8)] = 128  # how many steps; half of them before any verdict
     max_skipped: Positive = 10  # updates skipped in a row stop the run
-    hang_minutes: Annotated[float, Field(gt=0)] = 20.0  # without a step end all ranks
+    hang_minutes: Annotated[float, Field(gt=0, le=25)] = 20.0  # without a step end all ranks
     pace_every: Positive = 100  # steps between comparisons of the ranks
 
 

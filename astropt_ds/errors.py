@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -39,12 +40,14 @@ def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
         say("\ninterrupted; the same command goes on from what is saved")
     # By now all is closed and flushed that main opened. The interpreter's own teardown is left out:
     # in it, C++ threads of a process group now and then abort a run that is complete (SIGABRT).
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
 def say(text: str) -> None:
     """Print a line on stderr, on one rank of a run."""
     if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            print(text, file=sys.stderr, flush=True)

@@ -17,11 +17,30 @@ def sha256_file(path: Path) -> str:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a text; it is on the disk when this returns."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a text; it is on the disk when this returns.
+
+    Raises:
+        OSError: it cannot be; unlike Python's own, it names the file.
+    """
+    try:
+        with path.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def replace_durably(path: Path, text: str) -> None:
+    """Write a text in place of what the file held; it holds either at any moment.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    write_durably(partial, text)
+    os.replace(partial, path)
+    sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:

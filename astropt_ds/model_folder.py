@@ -18,7 +18,7 @@ from astropt_ds.errors import UserError
 from astropt_ds.files import sync_file, write_durably
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # as safetensors names them
+DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # as safetensors names them
 
 
 def write_config(folder: Path, model: ModelConfig, dtype: torch.dtype, facts: dict) -> None:
@@ -61,7 +61,7 @@ def write_weights(
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": DTYPES[dtype],
+            "dtype": DTYPE_NAMES[dtype],
             "shape": list(shape),
             "data_offsets": [start, end],
         }
@@ -110,4 +110,4 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 yield name, file.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); a model has one") from None
+        raise UserError(f"{path}: is no whole safetensors file ({error})") from None

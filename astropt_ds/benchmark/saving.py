@@ -117,7 +117,7 @@ class Bench:
         """As a run resumes; the files are in the page cache."""
         path, passed_over = checkpoint.find(self.ours, self.ranks)
         if path is None:
-            raise UserError("; ".join(passed_over))
+            raise UserError(f"{self.ours}: {passed_over}")
         manifest = checkpoint.load(path, self.engine.fragments())
         self.engine.restored(manifest["state"])
 

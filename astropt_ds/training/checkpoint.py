@@ -14,7 +14,8 @@ state is part of a checkpoint.
 from __future__ import annotations
 
 import json
-import os
+import re
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from safetensors import safe_open
 
 from astropt_ds.errors import UserError
-from astropt_ds.files import sha256_file, sync_folder, write_durably
+from astropt_ds.files import replace_durably, sha256_file, write_durably
 from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.staging import (
@@ -39,6 +40,7 @@ MANIFEST = "manifest.json"
 MARKER = "complete"  # holds the manifest's sha256, as that holds the files'
 FORMAT = "astropt_ds-checkpoint-2"
 POINTER = "latest"
+NAME = re.compile("step-[0-9]{8,}")
 
 
 def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks: Ranks) -> Path:
@@ -55,7 +57,7 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
 
     Raises:
         UserError: a rank could not write, or the fragments do not cover the tensors. Older
-            checkpoints and the pointer are as they were, and nothing else is left.
+            checkpoints are as they were, and nothing else is left.
     """
     final = run_dir / "checkpoints" / f"step-{step:08d}"
     with staged(final, ranks) as staging:
@@ -75,25 +77,32 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
                 write_durably(staging / MANIFEST, json.dumps(manifest))
                 write_durably(staging / MARKER, sha256_file(staging / MANIFEST) + "\n")
                 replace_folder(staging, final)
-                _point(run_dir, final.name)
+                replace_durably(run_dir / POINTER, final.name + "\n")
     return final
 
 
-def retain(run_dir: Path, keep: int | None, keep_every: int | None) -> list[str]:
+def retain(run_dir: Path, newest: int, keep: int | None, keep_every: int | None) -> list[str]:
     """Delete old checkpoints; to be called once a newer one is on the disk, by one rank.
 
     Args:
         run_dir: the run's folder.
-        keep: newest whole ones that stay; all if None.
-        keep_every: whole ones of steps that are multiples of it stay too.
+        newest: the step of the one that is on the disk now.
+        keep: how many whole ones stay, this one included; all if None.
+        keep_every: those of steps that are multiples of it stay too.
 
     Returns:
         A line on each that could not be deleted.
     """
-    whole = [path for path in candidates(run_dir) if _is_whole(path)]
+    if keep is None:
+        return []
+    kept = 0
     problems = []
-    for path in [] if keep is None else whole[keep:]:
-        if keep_every and int(path.name.removeprefix("step-")) % keep_every == 0:
+    for path in candidates(run_dir):
+        step = _step(path)
+        if step >= newest or kept < keep:
+            kept += step <= newest and _is_whole(path)
+            continue
+        if keep_every and step % keep_every == 0:
             continue
         try:
             remove_folder(path)
@@ -134,25 +143,34 @@ def load(path: Path, fragments: list[Fragment]) -> dict[str, Any]:
     return manifest
 
 
-def find(folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and a line on each newer one passed over. Collective.
+def find(folder: Path, ranks: Ranks) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest checkpoint that verifies, and each newer one with what is wrong. Collective.
 
     Args:
         folder: a run's folder, or one checkpoint.
     """
-    found = [folder] if (folder / MANIFEST).is_file() else candidates(folder)
-    passed_over: list[str] = []
+    named = NAME.fullmatch(folder.name) or (folder / MANIFEST).is_file()
+    found = [folder] if named else candidates(folder)
+    passed_over: list[tuple[Path, str]] = []
     for candidate in ranks.gather(found)[0]:
         problem = verify(candidate, ranks)
         if problem is None:
             return candidate, passed_over
-        passed_over.append(f"{candidate}: {problem}")
+        passed_over.append((candidate, problem))
     return None, passed_over
 
 
 def candidates(run_dir: Path) -> list[Path]:
     """Checkpoints of a run by their names alone, newest first."""
-    return sorted((run_dir / "checkpoints").glob("step-????????"), reverse=True)
+    named = [p for p in (run_dir / "checkpoints").glob("step-*") if NAME.fullmatch(p.name)]
+    return sorted(named, key=_step, reverse=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that it is none any more, and return where it is."""
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    path.rename(aside)
+    return aside
 
 
 def verify(path: Path, ranks: Ranks) -> str | None:
@@ -191,16 +209,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def _is_whole(path: Path) -> bool:
     try:
         read_manifest(path)
     except UserError:
         return False
     return True
-
-
-def _point(run_dir: Path, name: str) -> None:
-    temporary = run_dir / (POINTER + ".partial")
-    write_durably(temporary, name + "\n")
-    os.replace(temporary, run_dir / POINTER)
-    sync_folder(run_dir)

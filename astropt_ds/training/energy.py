@@ -12,6 +12,7 @@ from astropt_ds.errors import UserError
 from astropt_ds.training.ranks import Ranks
 
 SECONDS = 15.0  # between measurements
+NAMES = ("kwh", "kg_co2")
 
 
 class Energy:
@@ -82,14 +83,11 @@ class Energy:
 
 
 class RunEnergy:
-    """The same for all machines of a run, over all its attempts. Collective.
+    """The same for all machines of a run, over all its attempts as they are on record. Collective.
 
     Args:
         config: the run's.
         ranks: its processes.
-
-    Attributes:
-        before: the last :meth:`total` of the attempt before this one, if there was one.
 
     Raises:
         UserError: as :class:`Energy` does.
@@ -97,7 +95,7 @@ class RunEnergy:
 
     def __init__(self, config: EnergyConfig, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.before: Mapping[str, float] | None = None
+        self._before = [0.0] * len(NAMES)
         self._measured = config.country is not None
         hosts = ranks.gather(socket.gethostname())
         first = hosts.index(hosts[ranks.rank]) == ranks.rank
@@ -108,9 +106,11 @@ class RunEnergy:
         if not self._measured:
             return None
         now = self.ranks.sum(list(self._energy.read() or (0.0, 0.0)))
-        names = ("kwh", "kg_co2")
-        then = [self.before[name] for name in names] if self.before else [0.0, 0.0]
-        return {name: a + b for name, a, b in zip(names, then, now, strict=True)}
+        return {name: a + b for name, a, b in zip(NAMES, self._before, now, strict=True)}
+
+    def go_on_from(self, total: Mapping[str, float]) -> None:
+        """Add what the attempts before this one used."""
+        self._before = [total[name] for name in NAMES]
 
     def close(self) -> None:
         """Measure no longer; the total is then that of all the time."""

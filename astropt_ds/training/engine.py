@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
 from astropt_ds.data.reader import Fault
-from astropt_ds.errors import UserError
 from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
 from astropt_ds.tokens import standardise
@@ -46,7 +45,8 @@ class StepResult(NamedTuple):
         bad: samples of the global batch that failed.
         updates: optimizer updates made, this one included unless it was skipped.
         faults: those of this rank.
-        skipped: why the update was skipped, if it was.
+        skipped: why the update was not made, if it was not.
+        rule: the key in ``health`` of the rule that it was skipped by.
         in_a_row: updates skipped since the last one that was made.
         stop: whether any rank asked for a stop after this step.
     """
@@ -58,6 +58,7 @@ class StepResult(NamedTuple):
     updates: int
     faults: list[Fault]
     skipped: str | None
+    rule: str
     in_a_row: int
     stop: bool
 
@@ -128,15 +129,14 @@ class Engine:
     def step(self, batches: Iterable[Batch], stop: bool = False) -> StepResult:
         """One optimizer update on this rank's micro-batches of a global batch. Collective.
 
-        The update is skipped where the rules of ``health`` say so; then nothing has moved.
+        A bad update is skipped, and nothing has moved; whether the run goes on is the caller's.
 
         Args:
             batches: this rank's share.
             stop: whether this rank wants the run to stop after this step.
 
         Raises:
-            UserError: the data cannot be read on some rank, or the rules of ``health`` stop the
-                run; the update was not made.
+            UserError: the data cannot be read on some rank; the update was not made.
         """
         lr = self.config.optim.lr * lr_factor(self.updates, self.config.schedule)
         for group in self.engine.optimizer.param_groups:
@@ -167,8 +167,6 @@ class Engine:
         self.engine.step()
         norm = self._norm()
         skipped = self.health.fault(self._loss, norm)
-        if skipped and self.health.rule(self._loss, norm) == "stop":
-            raise UserError(f"{skipped} before update {self.updates + 1}")
         if skipped:
             self.health.skipped += 1
         else:
@@ -176,7 +174,7 @@ class Engine:
             self.updates += 1
         return StepResult(
             *(self._loss, norm, lr, int(bad), self.updates, faults),
-            *(skipped, self.health.skipped, bool(stops)),
+            *(skipped, self.health.rule(self._loss, norm), self.health.skipped, bool(stops)),
         )
 
     def _permitted(self) -> bool:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import IO
 
 from astropt_ds.config_run import RunConfig
-from astropt_ds.errors import UserError
+from astropt_ds.errors import UserError, say
+from astropt_ds.files import replace_durably, write_durably
+from astropt_ds.training.checkpoint import POINTER
 from astropt_ds.training.metrics import METRICS
 from astropt_ds.training.ranks import Ranks
 
 COMPLETE, REQUEUE = "complete", "requeue"  # how the run ended: for people and for scripts
 LOCK, PROBE = ".lock", ".seen"
-PATIENCE_S = 30.0  # for a network's file system to show a new file, or to forget a dead node's lock
+# for a network's file system to show a new file, or to forget a dead node's lock
+PATIENCE_S = 120.0
 
 
 class RunFolder:
@@ -29,6 +32,7 @@ class RunFolder:
 
     Attributes:
         path: where it is.
+        warnings: what to know about it.
 
     Raises:
         UserError: it is not named, not writable, not the same one on all nodes, in use by another
@@ -39,7 +43,7 @@ class RunFolder:
         if config.dir is None:
             raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
         self.path = Path(config.dir)
-        self._main = ranks.main
+        self.warnings: list[str] = []
         self._lock: IO[str] | None = None
         with ranks.together():
             if ranks.main:
@@ -48,8 +52,9 @@ class RunFolder:
         self._check_shared(ranks)
 
     def mark(self, name: str, text: str) -> None:
-        """Say how the run ended, in a file of that name."""
-        (self.path / name).write_text(text + "\n")
+        """Say how the run ended, in a file of that name and no other."""
+        self.unmark()
+        replace_durably(self.path / name, text + "\n")
 
     def unmark(self) -> None:
         """The run goes on."""
@@ -62,7 +67,7 @@ class RunFolder:
             self._lock.close()
 
     def _check(self, resume: str) -> None:
-        if resume == "never" and (self.path / METRICS).exists():
+        if resume == "never" and any((self.path / name).exists() for name in (METRICS, POINTER)):
             raise UserError(
                 f"run.dir={self.path}: holds a run already and run.resume=never; "
                 "name another folder, or run.resume=auto"
@@ -72,25 +77,37 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run.dir={self.path}: no folder can be made there ({error})") from None
 
-    def _take_lock(self) -> IO[str] | None:
+    def _take_lock(self) -> IO[str]:
+        path = self.path / LOCK
         try:
-            lock = (self.path / LOCK).open("w")
+            lock = path.open("a+")
         except OSError as error:
             raise UserError(f"run.dir={self.path}: cannot be written to ({error})") from None
         deadline = time.monotonic() + PATIENCE_S
+        waits = False
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
+                break
             except BlockingIOError:
+                lock.seek(0)
+                holder = f"{path} is held by {lock.read().strip() or 'another run'}"
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"run.dir={self.path}: another run is at work in it; wait for its end, or "
-                        "name another folder"
+                        f"run.dir={self.path}: another run is at work in it ({holder}); wait for "
+                        "its end, or name another folder"
                     ) from None
+                if not waits:
+                    say(f"{holder}: waiting for it")
+                waits = True
                 time.sleep(0.2)
-            except OSError:  # a file system without locks
+            except OSError as error:
+                self.warnings.append(f"no lock keeps other runs out of {self.path} ({error})")
                 return lock
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        return lock
 
     def _check_shared(self, ranks: Ranks) -> None:
         """What rank 0 writes, all must read: else their parts of a checkpoint would never meet."""
@@ -98,7 +115,7 @@ class RunFolder:
         token = ranks.gather(secrets.token_hex(8))[0]
         with ranks.together():
             if ranks.main:
-                probe.write_text(token)
+                write_durably(probe, token)
         with ranks.together():
             deadline = time.monotonic() + PATIENCE_S
             while not _holds(probe, token):

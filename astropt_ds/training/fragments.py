@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-STATES = ("weight", *MOMENTS)
+WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+STATES = (WEIGHT, *MOMENTS)
 
 # ZeRO 1 and 2: a group's parameters; the flat buffer they are views of; this rank's fp32 share.
 FLAT_LAYOUT = ("bit16_groups", "bit16_groups_flat", "single_partition_of_fp32_groups")

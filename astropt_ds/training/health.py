@@ -63,9 +63,8 @@ class Health:
         return None
 
     def rule(self, loss: float, norm: float) -> str:
-        """``skip`` or ``stop``: what is to happen at a fault of these values."""
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        return self.config.spike if finite else self.config.nonfinite
+        """The key of the rule that a fault of these values falls under."""
+        return "spike" if math.isfinite(loss) and math.isfinite(norm) else "nonfinite"
 
     def made(self, loss: float, norm: float) -> None:
         """Take note of an update. Skipped ones are left out: they would hide the next spike."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from astropt_ds.config import ModelConfig
 from astropt_ds.errors import UserError
 from astropt_ds.model_folder import CONFIG, WEIGHTS, read_model_config, read_weights
-from astropt_ds.training.fragments import Fragment
+from astropt_ds.training.fragments import WEIGHT, Fragment
 
 
 def load_weights(
@@ -37,7 +37,7 @@ def load_weights(
     ]
     wanted: dict[str, list[Fragment]] = defaultdict(list)
     for fragment in fragments:
-        if fragment.state == "weight":
+        if fragment.state == WEIGHT:
             wanted[fragment.name].append(fragment)
     if differences:
         raise UserError(f"model.init_from={folder}/{CONFIG}: " + "; ".join(differences))

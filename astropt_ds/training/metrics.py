@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,20 +57,42 @@ class Metrics:
             raise UserError(f"{self.path}: cannot be written ({error})") from None
         self._length = self.path.stat().st_size  # bytes of whole records
         self._waiting: list[bytes] = []  # lines that are not in the file yet
+        self._unsynced: list[bytes] = []  # lines that are, but perhaps not on the disk
+        self._lock = threading.Lock()  # a save syncs in a thread of its own
         self._failure: OSError | None = None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append a record; None stands for what is not known."""
         record = {"kind": kind, "step": step, **values, "time": time.time()}
-        self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")
-        self._write_waiting()
+        with self._lock:
+            self._waiting.append(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._write_waiting()
         if kind != "event":
             self._trackers.log(kind, step, values)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk; a full or broken one is told later."""
-        with contextlib.suppress(OSError):
+        """Return when all records so far are on the disk.
+
+        Raises:
+            UserError: they are not; those since the last sync wait to be written again.
+        """
+        with self._lock:
+            self._write_waiting()
+            written = len(self._unsynced)
+            failure = self._failure
+        try:
+            if failure:
+                raise failure
             os.fsync(self._file.fileno())
+        except OSError as error:
+            # on a network's file system a full disk shows here, and once
+            with self._lock:
+                self._waiting = self._unsynced + self._waiting
+                self._length -= sum(map(len, self._unsynced))
+                self._unsynced = []
+            raise UserError(f"{self.path}: cannot be written ({error})") from None
+        with self._lock:
+            del self._unsynced[:written]
 
     def close(self, failed: bool = False) -> None:
         """Write what still waits, and end the trackers.
@@ -109,6 +132,7 @@ class Metrics:
             self._warn(f"{self.path}: is written again, no record is missing")
         self._failure = None
         self._length += len(data)
+        self._unsynced += self._waiting
         self._waiting = []
 
 

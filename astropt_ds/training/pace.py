@@ -18,12 +18,23 @@ TRIALS = 10
 
 
 class Place(NamedTuple):
-    """A rank's pace, in seconds: of a step, waiting for data in it, and for a fixed computation."""
+    """A rank's pace.
+
+    Attributes:
+        host: where it is.
+        step: seconds that a step takes.
+        data_wait: seconds of it that it waits for its data.
+        gc_pause: seconds of it that Python's garbage collector holds it up.
+        compute: seconds that a fixed computation takes.
+        memory: peak bytes.
+    """
 
     host: str
     step: float
     data_wait: float
+    gc_pause: float
     compute: float
+    memory: int
 
 
 class Pace:
@@ -40,17 +51,18 @@ class Pace:
         self.ranks = ranks
         side = 4096 if ranks.device.type == "cuda" else 512
         self._matrix = torch.ones(side, side, device=ranks.device)
-        self._steps: list[tuple[float, float]] = []
+        self._steps: list[tuple[float, float, float]] = []
 
-    def add(self, seconds: float, data_wait: float) -> None:
+    def add(self, seconds: float, data_wait: float, gc_pause: float) -> None:
         """Note a step."""
-        self._steps.append((seconds, data_wait))
+        self._steps.append((seconds, data_wait, gc_pause))
 
     def compare(self) -> list[Place]:
         """The pace of every rank since the last comparison. Collective."""
-        step, wait = (statistics.fmean(values) for values in zip(*self._steps, strict=True))
+        step, wait, pause = map(statistics.fmean, zip(*self._steps, strict=True))
         self._steps.clear()
-        return self.ranks.gather(Place(socket.gethostname(), step, wait, self._compute()))
+        own = self._compute(), self.ranks.peak_memory()
+        return self.ranks.gather(Place(socket.gethostname(), step, wait, pause, *own))
 
     def _compute(self) -> float:
         # the fastest: what disturbs some of them is not the rank's own pace

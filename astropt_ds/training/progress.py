@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 import time
@@ -49,12 +50,13 @@ class Progress:
             self._bar.update()
         elif time.monotonic() - self._last_line > LOG_SECONDS or step == self.steps:
             self._last_line = time.monotonic()
-            print(f"step {step}/{self.steps}  {text}", flush=True)
+            self.say(f"step {step}/{self.steps}  {text}")
 
     def say(self, text: str) -> None:
         """Print a line without tearing the bar."""
-        self._bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a full disk under the log is no reason to end
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.config import Config
+from astropt_ds.data.reader import Fault
+from astropt_ds.files import replace_durably
 from astropt_ds.flops import mfu, training_flops
 from astropt_ds.tokens import Grid
 from astropt_ds.training.environment import environment
 from astropt_ds.training.metrics import Metrics, read_metrics
+from astropt_ds.training.pace import Place, stragglers
 from astropt_ds.training.progress import Progress
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.samples import reconstruction_picture
@@ -26,48 +29,65 @@ class Records:
         folder: the run's.
         step: where it starts; records beyond it are made again, and dropped.
         ranks: the run's processes.
+
+    Attributes:
+        last_validation: the last record of one that was there before, on all ranks.
+        last_energy: the same of energy.
     """
 
     def __init__(self, config: Config, folder: Path, step: int, ranks: Ranks) -> None:
         self.config, self.folder = config, folder
-        self._ranks, self._open = ranks, ranks.main
-        if not ranks.main:
-            return
+        self._ranks, self._writes = ranks, ranks.main
+        found: list[dict[str, Any]] = []
+        with ranks.together():
+            if ranks.main:
+                self._start(step)
+                found = read_metrics(folder)
+        validations = [r for r in found if r["kind"] == "val"]
+        energies = [r for r in found if r.get("event") == "energy"]
+        last = [records[-1] if records else None for records in (validations, energies)]
+        self.last_validation, self.last_energy = ranks.gather(last)[0]
+
+    def _start(self, step: int) -> None:
+        config, folder, ranks = self.config, self.folder, self._ranks
         (folder / "samples").mkdir(exist_ok=True)
         if step < config.run.steps:  # else nothing runs that they would describe
-            (folder / "config.yaml").write_text(config.to_yaml())
+            replace_durably(folder / "config.yaml", config.to_yaml())
             text = json.dumps(environment(config, ranks), indent=2)
-            (folder / "environment.json").write_text(text + "\n")
+            replace_durably(folder / "environment.json", text + "\n")
         self.progress = Progress(step, config.run.steps, config.tokens_per_image)
         self.metrics = Metrics(folder, step, config, self._warn)
 
     def event(self, name: str, step: int, text: str, **values: Any) -> None:
         """Record, and show, that something happened."""
-        if self._open:
+        if self._writes:
             self.note(name, step, text=text, **values)
             self.progress.say(text)
 
+    def faults(self, name: str, step: int, found: list[Fault]) -> list[Fault]:
+        """Record the samples that failed on all ranks, and return them. Collective."""
+        everywhere = [fault for faults in self._ranks.gather(found) for fault in faults]
+        for fault in everywhere:
+            text = f"bad sample {fault.shard} {fault.key}: {fault.reason}"
+            self.event(name, step, text, shard=fault.shard, key=fault.key)
+        return everywhere
+
+    def pace(self, step: int, places: list[Place]) -> None:
+        """Record the pace of every rank, and show who holds up the others."""
+        values = {key: [getattr(place, key) for place in places] for key in Place._fields}
+        self.note("pace", step, **values)
+        for line in stragglers(places):
+            self.event("straggler", step, line)
+
     def note(self, name: str, step: int, **values: Any) -> None:
         """Record that something happened, without showing it."""
-        if self._open:
+        if self._writes:
             self.metrics.write("event", step, event=name, **_known(values))
-
-    def validated(self, step: int) -> bool:
-        """Whether the validation of a step is on record, on all ranks."""
-        found = read_metrics(self.folder) if self._open else []
-        made = any(r["kind"] == "val" and r["step"] == step for r in found)
-        return self._ranks.gather(made)[0]
-
-    def last(self, name: str) -> dict[str, Any] | None:
-        """The last event of a name, on all ranks."""
-        found = read_metrics(self.folder) if self._open else []
-        events = [r for r in found if r["kind"] == "event" and r["event"] == name]
-        return self._ranks.gather(events[-1] if events else None)[0]
 
     def summary(self) -> str:
         """How the validation loss went, in a few words; on all ranks."""
         with self._ranks.together():
-            found = read_metrics(self.folder) if self._open else []
+            found = read_metrics(self.folder) if self._writes else []
         losses = [(r["n"], r["loss"]) for r in found if r["kind"] == "val"]
         losses = [(n, loss) for n, loss in losses if n == losses[-1][0]]  # on the same set
         course = f"{losses[0][1]:.4f} -> {losses[-1][1]:.4f}" if losses else "not taken here"
@@ -75,7 +95,7 @@ class Records:
 
     def train(self, step: int, seconds: float, values: dict[str, Any]) -> None:
         """Record a step that took so many seconds."""
-        if not self._open:
+        if not self._writes:
             return
         images, tokens = self.config.batch.global_images, self.config.tokens_per_image
         rate = images * tokens / seconds
@@ -93,7 +113,7 @@ class Records:
 
     def validation(self, step: int, found: Validation, grid: Grid) -> None:
         """Record a validation and draw its picture."""
-        if not self._open:
+        if not self._writes:
             return
         scores = {"loss": found.loss, "n": found.n}
         baselines = {"loss_zeros": found.zeros, "loss_previous": found.previous}
@@ -111,13 +131,13 @@ class Records:
 
     def sync(self) -> None:
         """Return when all records so far are on the disk."""
-        if self._open:
+        if self._writes:
             self.metrics.sync()
 
     def close(self, failed: bool = False) -> None:
         """Finish them; ``failed`` says how the run ended."""
-        if self._open:
-            self._open = False
+        if self._writes:
+            self._writes = False
             self.progress.close()
             self.metrics.close(failed)
 

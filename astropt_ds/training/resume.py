@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from astropt_ds.config import Config, ScheduleConfig
 from astropt_ds.errors import UserError
@@ -14,33 +15,69 @@ from astropt_ds.training.ranks import Ranks
 SHARDS = "shards"
 
 
-def find_start(config: Config, run_dir: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """The checkpoint to start from, if any, and a line on each newer one passed over. Collective.
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+        path: the checkpoint, if there is one.
+        origin: the one outside the run's folder that the run began with, if it did.
+        passed_over: newer ones that do not verify, with the reason of each.
+    """
+
+    path: Path | None = None
+    origin: str | None = None
+    passed_over: Sequence[tuple[Path, str]] = ()
+
+
+def find_start(config: Config, run_dir: Path, ranks: Ranks) -> Start:
+    """Find the checkpoint to start from. Collective.
+
+    A run goes on from its own newest checkpoint; ``run.resume=PATH`` says where it begins while it
+    has none, so that the same command begins it and goes on with it.
 
     Raises:
-        UserError: a resume was asked for and nothing verifies, or it would go back in a folder.
+        UserError: nothing verifies where something should, or a run would go back in its folder.
     """
     wanted = config.run.resume
     if wanted == "never":
-        return None, []
-    source = run_dir if wanted == "auto" else Path(wanted)
-    found, passed_over = checkpoint.find(source, ranks)
-    if found is None and not passed_over and wanted == "auto":
+        return Start()
+    own, passed_over = checkpoint.find(run_dir, ranks)
+    origin = checkpoint.read_manifest(own)["state"]["origin"] if own else None
+    outside = None if wanted == "auto" else Path(wanted).resolve()
+    if outside is None or outside == run_dir.resolve() or (own and str(outside) == origin):
+        if own is None and passed_over:
+            raise _nothing_verifies(wanted, run_dir, passed_over)
         with ranks.together():
-            if ranks.main and (pointer := run_dir / checkpoint.POINTER).exists():
+            if own is None and (pointer := run_dir / checkpoint.POINTER).exists():
                 raise UserError(
                     f"{pointer} speaks of a checkpoint and there is none; bring it back, or name "
                     "another run.dir"
                 )
-    elif found is None:
+        return Start(own, origin, passed_over)
+    found, theirs = checkpoint.find(outside, ranks)
+    if found is None:
+        raise _nothing_verifies(wanted, outside, theirs)
+    if (own or passed_over) and not (own and own.resolve() == found.resolve()):
+        newest = own or passed_over[0][0]
         raise UserError(
-            f"run.resume={wanted}: no checkpoint verifies below {source}"
-            + "".join(f"; {line}" for line in passed_over)
+            f"run.resume={wanted}: run.dir={run_dir} holds {newest.name} of its own; name another "
+            "run.dir, or run.resume=auto"
         )
-    elif wanted != "auto":
-        with ranks.together():
-            _check_no_newer(found, run_dir)
-    return found, passed_over
+    return Start(found, str(outside), theirs)
+
+
+def set_aside(start: Start, run_dir: Path) -> list[str]:
+    """Rename what was passed over in a run's folder, and tell of each; by one rank.
+
+    Left where they are, they would be newer than what the run is about to save.
+    """
+    lines = []
+    for path, reason in start.passed_over:
+        line = f"passed over {path}: {reason}"
+        if path.resolve().is_relative_to(run_dir.resolve()):
+            line += f"; renamed to {checkpoint.set_aside(path).name}"
+        lines.append(line)
+    return lines
 
 
 def identity(config: Config, data_hash: str) -> dict[str, Any]:
@@ -80,26 +117,29 @@ def check_fits(path: Path, manifest: dict[str, Any], config: Config, data_hash: 
         )
 
 
-def schedule_warning(manifest: dict[str, Any], config: Config) -> str | None:
-    """A line, where the learning rate so far would have been another under the schedule of now."""
-    before = ScheduleConfig.model_validate(manifest["state"]["config"]["schedule"])
+def changes(manifest: dict[str, Any], config: Config) -> list[str]:
+    """A line on each change since the checkpoint that moves the course of the training."""
+    then = manifest["state"]["config"]
+    lines = [
+        f"warning: optim.{key} was {then['optim'][key]} and is {now} from here on"
+        for key, now in config.model_dump(mode="json")["optim"].items()
+        if then["optim"][key] != now
+    ]
+    before = ScheduleConfig.model_validate(then["schedule"])
     updates = manifest["state"]["engine"]["updates"]
     changed = first_change(before, config.schedule, updates)
-    if changed is None:
-        return None
-    then, now = (lr_factor(updates, schedule) for schedule in (before, config.schedule))
-    return (
-        f"warning: the schedule was another one from update {changed} on; at update {updates} "
-        f"its factor jumps from {then:.4g} to {now:.4g}"
-    )
-
-
-def _check_no_newer(found: Path, run_dir: Path) -> None:
-    """Going back in a folder would leave two branches of one run in it."""
-    step = checkpoint.read_manifest(found)["step"]
-    newer = [p for p in checkpoint.candidates(run_dir) if p.name > f"step-{step:08d}"]
-    if newer:
-        raise UserError(
-            f"run.resume={found}: run.dir={run_dir} holds the newer {newer[0].name}; "
-            "name another run.dir"
+    if changed is not None:
+        old, new = (lr_factor(updates, schedule) for schedule in (before, config.schedule))
+        lines.append(
+            f"warning: the schedule was another one from update {changed} on; at update {updates} "
+            f"its factor was {old:.4g} and is {new:.4g} from here on"
         )
+    return lines
+
+
+def _nothing_verifies(
+    wanted: str, source: Path, passed_over: Sequence[tuple[Path, str]]
+) -> UserError:
+    reasons = "".join(f"; {path}: {reason}" for path, reason in passed_over)
+    found = "no checkpoint verifies" if passed_over else "there is no checkpoint"
+    return UserError(f"run.resume={wanted}: {found} in {source}{reasons}")

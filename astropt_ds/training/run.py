@@ -9,7 +9,6 @@ from typing import Any
 
 from astropt_ds.config import Config
 from astropt_ds.data.loader import Galaxies
-from astropt_ds.data.reader import Fault
 from astropt_ds.errors import RunAgain, UserError
 from astropt_ds.training import checkpoint
 from astropt_ds.training.bad_samples import BadSamples
@@ -19,10 +18,10 @@ from astropt_ds.training.environment import description
 from astropt_ds.training.folder import COMPLETE, REQUEUE, RunFolder
 from astropt_ds.training.initial import load_weights
 from astropt_ds.training.interruption import Interruption
-from astropt_ds.training.pace import GarbagePauses, Pace, stragglers
+from astropt_ds.training.pace import GarbagePauses, Pace
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.records import Records, counters
-from astropt_ds.training.resume import check_fits, find_start, identity, schedule_warning
+from astropt_ds.training.resume import changes, check_fits, find_start, identity, set_aside
 from astropt_ds.training.saves import Saves
 from astropt_ds.training.validation import Validation
 from astropt_ds.training.watchdog import Watchdog
@@ -48,7 +47,6 @@ class Run:
     """
 
     records: Records
-    watchdog: Watchdog
 
     def __init__(
         self, config: Config, galaxies: Galaxies, interruption: Interruption, ranks: Ranks
@@ -59,12 +57,15 @@ class Run:
         self.stopping = False
         self.folder = RunFolder(config.run, ranks)
         self.dir = self.folder.path
+        minutes = config.health.hang_minutes
+        self.watchdog = Watchdog(self.dir / "stacks", minutes, ranks.rank)
         self.saves = Saves(config, self.dir, ranks)
         self.bad = BadSamples(config, galaxies.shard_samples)
         self.pace, self.garbage = Pace(ranks), GarbagePauses()
         with ranks.together():
             self.energy = RunEnergy(config.energy, ranks)
         self._clock = time.monotonic()
+        self._origin: str | None = None  # the checkpoint that the run began with
         self._validated: int | None = None  # at which step last
         self._loss: float | None = None  # of the last step
 
@@ -76,41 +77,40 @@ class Run:
         Raises:
             UserError: a resume was asked for and nothing fits.
         """
-        found, passed_over = find_start(self.config, self.dir, self.ranks)
-        warning = self._load(found, engine) if found else None
-        if not found and self.config.model.init_from:
+        start = find_start(self.config, self.dir, self.ranks)
+        self.watchdog.alive()
+        self._origin = start.origin
+        warnings = self._load(start.path, engine) if start.path else []
+        if not start.path and self.config.model.init_from:
             self._load_weights(engine, Path(self.config.model.init_from))
+        passed_over: list[str] = []
         with self.ranks.together():
-            if self.ranks.main and self.step < self.config.run.steps:
-                self.folder.unmark()
-            self.records = Records(self.config, self.dir, self.step, self.ranks)
-        if self.records.validated(self.step):  # perhaps after the save, by a run that then died
-            self._validated = self.step
-        self.energy.before = self.records.last("energy")
+            if self.ranks.main:
+                passed_over = set_aside(start, self.dir)
+                if self.step < self.config.run.steps:
+                    self.folder.unmark()
+        self.records = Records(self.config, self.dir, self.step, self.ranks)
+        if last := self.records.last_validation:  # made after the save, perhaps
+            self._validated = last["step"]
+        if used := self.records.last_energy:
+            self.energy.go_on_from(used)
         for line in passed_over:
-            self.event("checkpoint_passed_over", f"passed over {line}")
+            self.event("checkpoint_passed_over", line)
         weights = self.config.model.init_from
         begins = f"starting from the weights of {weights}" if weights else "starting"
-        begins = f"resuming {found}" if found else begins
+        begins = f"resuming {start.path}" if start.path else begins
         steps = f"at step {self.step} of {self.config.run.steps}"
         self.event("start", f"{begins} {steps}: {description(self.config, self.ranks)}")
-        if warning:
-            self.event("schedule", warning)
-        for text in self.galaxies.warnings:
-            self.event("data", f"warning: {text}")
-        if self.config.run.steps <= self.config.schedule.warmup:
-            warmup = self.config.schedule.warmup
-            self.event("schedule", f"warning: the run ends within schedule.warmup={warmup} updates")
+        for text in (*warnings, *self._warnings()):
+            self.event("warning", text)
         self.saves.reserve(engine)
-        minutes = self.config.health.hang_minutes
-        self.watchdog = Watchdog(self.dir / "stacks", minutes, self.ranks.rank)
-        self._clock = time.monotonic()
+        self._go_on()
 
     def record_step(self, result: StepResult) -> None:
         """Count and record a step. Collective.
 
         Raises:
-            UserError: too many samples failed, or too many updates in a row were skipped.
+            UserError: too many samples failed, or the rules of ``health`` stop the run.
         """
         self.step += 1
         self.stopping = result.stop and self.step < self.config.run.steps
@@ -126,21 +126,23 @@ class Run:
             "grad_norm": result.grad_norm,
             "skipped": int(result.skipped is not None),
             "data_wait_s": self.galaxies.waited,
-            "gc_pause_s": self.garbage.take(),
+            "gc_pause_s": (gc_pause := self.garbage.take()),
             "bad_samples": self.bad.count,
         }
         if drawn := self.galaxies.drawn(self.step * self.config.batch.global_images):
             record["drawn"] = drawn
         self.records.train(self.step, seconds, record)
-        self.pace.add(seconds, self.galaxies.waited)
+        self.pace.add(seconds, self.galaxies.waited, gc_pause)
         self.galaxies.waited = 0.0
         self.saves.tell_ended(self.records)
         if result.bad:
-            self.bad.add(self._tell_faults("bad_sample", result.faults), self.step)
+            faults = self.records.faults("bad_sample", self.step, result.faults)
+            self.bad.add(faults, self.step)
         if result.skipped:
             self._tell_skipped(result)
         if self.ranks.size > 1 and self.step % self.config.health.pace_every == 0:
-            self._compare_ranks()
+            self.records.pace(self.step, self.pace.compare())
+            self._go_on()
 
     def validation_due(self) -> bool:
         """Whether this step's validation is still to be made; a run that stops leaves it."""
@@ -151,7 +153,7 @@ class Run:
     def record_validation(self, validation: Validation) -> None:
         """Record a validation, its failures and its picture. Collective."""
         if self._validated is None:  # the set is fixed: its faults are told once
-            self._tell_faults("bad_validation_sample", validation.faults)
+            self.records.faults("bad_validation_sample", self.step, validation.faults)
         self._validated = self.step
         self.records.validation(self.step, validation, self.galaxies.grid)
         self._go_on()
@@ -162,6 +164,7 @@ class Run:
             state = {
                 "engine": engine.state(),
                 "bad_samples": self.bad.count,
+                "origin": self._origin,
                 "identity": identity(self.config, self.galaxies.hash),
                 "config": self.config.model_dump(mode="json"),
             }
@@ -191,12 +194,15 @@ class Run:
         if used := self.energy.total():
             text = "{kwh:.3g} kWh, {kg_co2:.3g} kg of CO2 equivalent in all".format(**used)
             self.event("energy", text, **used)
-        if self.stopping:
-            self._stop()
-        self.bad.check(self.step)
-        text = f"complete at step {self.step}: {self.records.summary()}"
-        self.event("finish", text)
-        self._mark(COMPLETE, text)
+        if not self.stopping:
+            self.bad.check(self.step)
+            text = f"complete at step {self.step}: {self.records.summary()}"
+            self.event("finish", text)
+            self._end(COMPLETE, text)
+        else:
+            text = self._tell_stop()
+            self._end(REQUEUE, text)
+            raise RunAgain(text)
 
     def event(self, name: str, text: str, **values: Any) -> None:
         """Record and show that something happened now."""
@@ -214,16 +220,17 @@ class Run:
         self.saves.close()
         self.garbage.close()
         self.energy.close()
-        if hasattr(self, "watchdog"):
-            self.watchdog.close()
         if hasattr(self, "records"):
-            self.records.close(failed=error is not None and not isinstance(error, RunAgain))
+            if error and not isinstance(error, RunAgain):
+                self.records.note("failed", self.step, text=str(error) or repr(error))
+            self.records.close(failed=error is not None)
+        self.watchdog.close()
         self.folder.close()
 
     # What happens at its turns.
 
-    def _load(self, path: Path, engine: Engine) -> str | None:
-        """Overwrite the engine's state and this run's; a warning about the schedule, if any."""
+    def _load(self, path: Path, engine: Engine) -> list[str]:
+        """Overwrite the engine's state and this run's; warnings of what has changed."""
         with self.ranks.together():
             manifest = checkpoint.read_manifest(path)
             check_fits(path, manifest, self.config, self.galaxies.hash)
@@ -232,63 +239,60 @@ class Run:
         engine.restored(state["engine"])
         self.step = manifest["step"]
         self.bad.count = state["bad_samples"]
-        if path.parent.parent.samefile(self.dir):
-            self.saves.durable = self.step
-        return schedule_warning(manifest, self.config)
+        self.saves.loaded(path, self.step)
+        return changes(manifest, self.config)
 
     def _load_weights(self, engine: Engine, folder: Path) -> None:
         with self.ranks.together():
             load_weights(folder, self.config.model, engine.shapes(), engine.fragments())
         engine.refresh()
 
-    def _stop(self) -> None:
-        """Say what stopped the run and how long that took, on all ranks at once."""
+    def _warnings(self) -> list[str]:
+        """What to know before the run starts."""
+        steps, warmup = self.config.run.steps, self.config.schedule.warmup
+        found = [*self.folder.warnings, *self.galaxies.warnings]
+        if steps <= warmup:
+            found.append(f"the run ends within schedule.warmup={warmup} updates")
+        if beyond := [step for step in self.config.snapshot.steps if step > steps]:
+            found.append(f"snapshot.steps={beyond} lie beyond run.steps={steps}: not made")
+        return [f"warning: {text}" for text in found]
+
+    def _tell_stop(self) -> str:
+        """Say what stopped the run, and how long that took."""
         asked = self.ranks.gather((self.interruption.reason, self.interruption.since))
         rank, reason, since = next((r, why, t) for r, (why, t) in enumerate(asked) if why)
         seconds = time.time() - since
+        again = " with run.resume=auto" if self.config.run.resume == "never" else ""
         text = (
             f"{reason} on rank {rank}: saved at step {self.step} of {self.config.run.steps}, "
-            f"{seconds:.1f} s after it; the same command goes on"
+            f"{seconds:.1f} s after it; the same command{again} goes on"
         )
         self.event("stop", text, reason=reason, rank=rank, durable_s=seconds)
-        self._mark(REQUEUE, text)
-        raise RunAgain(text)
+        return text
 
-    def _mark(self, name: str, text: str) -> None:
-        """The last thing: a launcher may kill the other ranks as soon as one of them has left."""
+    def _end(self, marker: str, text: str) -> None:
+        """Close the records and leave the marker; then a launcher may kill whom it likes."""
+        self.interruption.heeded()
+        with self.ranks.together():
+            self.records.close()
         with self.ranks.together():
             if self.ranks.main:
-                self.folder.mark(name, text)
+                self.folder.mark(marker, text)
 
     def _tell_skipped(self, result: StepResult) -> None:
-        self.event(
-            "skipped",
-            f"warning: update {result.updates + 1} skipped at step {self.step}: {result.skipped}",
-            grad_norm=result.grad_norm,
-            loss=result.loss,
-        )
-        if result.in_a_row >= self.config.health.max_skipped:
+        rules = self.config.health
+        values = {"loss": result.loss, "grad_norm": result.grad_norm}
+        text = f"update {result.updates + 1} skipped at step {self.step}: {result.skipped}"
+        self.event("skipped", f"warning: {text}", **values)
+        if getattr(rules, result.rule) == "stop":
+            raise UserError(f"step {self.step}: {result.skipped}; health.{result.rule}=stop")
+        if result.in_a_row >= rules.max_skipped:
             raise UserError(
-                f"{result.in_a_row} updates in a row were skipped (health.max_skipped), the last "
-                f"because {result.skipped}; the same command goes on from the last checkpoint"
+                f"step {self.step}: {result.in_a_row} updates in a row were skipped, as many as "
+                f"health.max_skipped allows, the last because {result.skipped}; given again, the "
+                "command meets the same batches from the last checkpoint on: a lower optim.lr or "
+                "a higher health.sigma may help"
             )
-
-    def _tell_faults(self, event: str, faults: list[Fault]) -> list[Fault]:
-        """Record the faults of all ranks, and return them. Collective."""
-        everywhere = [fault for faults in self.ranks.gather(faults) for fault in faults]
-        for fault in everywhere:
-            text = f"bad sample {fault.shard} {fault.key}: {fault.reason}"
-            self.event(event, text, shard=fault.shard, key=fault.key)
-        return everywhere
-
-    def _compare_ranks(self) -> None:
-        places = self.pace.compare()
-        values = {f"{key}_s": [getattr(p, key) for p in places] for key in places[0]._fields[1:]}
-        hosts = [place.host for place in places]
-        self.records.note("pace", self.step, host=hosts, **values)
-        for line in stragglers(places):
-            self.event("straggler", line)
-        self._go_on()
 
     def _go_on(self) -> None:
         """What was done just now is no part of the next step's time."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from astropt_ds.errors import UserError
+from astropt_ds.errors import UserError, say
 from astropt_ds.training.fragments import Fragment
 from astropt_ds.training.ranks import Ranks
 
@@ -25,12 +25,12 @@ Write = Callable[[list[Fragment], Ranks], Path]
 
 @dataclass(frozen=True)
 class Saved:
-    """How a save ended; the same on all ranks but for the times.
+    """How a save ended; the same on all ranks but for ``durable``.
 
     Attributes:
         kind: what was saved.
         step: batches consumed then.
-        stall: seconds that the training stood still for it.
+        stall: seconds that the training stood still for it, on the slowest rank.
         durable: seconds from its start until all was on the disk.
         path: where it is, if it is.
         problem: why it is not.
@@ -116,6 +116,7 @@ class Saver:
         self, copies: list[Fragment], saves: list[tuple[Saved, Write]], start: float
     ) -> list[Saved]:
         ended = []
+        stall = max(self._line.gather(saves[0][0].stall))
         for saved, write in saves:
             path, problem = None, None
             try:
@@ -123,10 +124,16 @@ class Saver:
             except UserError as error:  # agreed on by all ranks: the older saves are as they were
                 problem = str(error)
             durable = time.monotonic() - start
-            ended.append(replace(saved, durable=durable, path=path, problem=problem))
+            ended.append(Saved(saved.kind, saved.step, stall, durable, path, problem))
         return ended
 
 
 def _fresh_memory(count: int, pinned: bool) -> Tensor:
     """Written once already: touching memory for the first time costs more than a copy into it."""
-    return torch.zeros(count, pin_memory=pinned)
+    try:
+        return torch.zeros(count, pin_memory=pinned)
+    except RuntimeError as error:  # copies into other memory are slower, not wrong
+        if not pinned:
+            raise
+        say(f"warning: no page-locked memory for saves ({error})")
+        return torch.zeros(count)

@@ -25,13 +25,11 @@ class Saves:
         folder: the run's.
         ranks: its processes.
 
-    Attributes:
-        durable: the step of the newest checkpoint that is on the disk, if one is.
     """
 
     def __init__(self, config: Config, folder: Path, ranks: Ranks) -> None:
         self.config, self.folder, self.ranks = config, folder, ranks
-        self.durable: int | None = None
+        self._durable: int | None = None  # the step of the newest checkpoint on the disk
         self._saver = Saver(ranks)
         self._snapshot_steps = snapshots.snapshot_steps(config.snapshot, config.run.steps)
         self._undeleted: list[str] = []  # old checkpoints
@@ -45,14 +43,19 @@ class Saves:
         """
         kinds = []
         now = now or step == self.config.run.steps
-        if step not in (0, self.durable) and (now or step % self.config.checkpoint.every == 0):
+        if step not in (0, self._durable) and (now or step % self.config.checkpoint.every == 0):
             kinds.append(CHECKPOINT)
         if step in self._snapshot_steps:
             path = snapshots.snapshot_path(self.folder, step)
             # a run that resumes at its step has it, unless it was killed before it had
-            if step != self.durable or not self.ranks.gather(path.exists())[0]:
+            if step != self._durable or not self.ranks.gather(path.exists())[0]:
                 kinds.append(SNAPSHOT)
         return kinds
+
+    def loaded(self, path: Path, step: int) -> None:
+        """The run starts from a checkpoint; if it is its own, it need not be made again."""
+        if path.resolve().is_relative_to(self.folder.resolve()):
+            self._durable = step
 
     def reserve(self, engine: Engine) -> None:
         """Make room for copies of the engine's state while the training goes on."""
@@ -98,10 +101,10 @@ class Saves:
         self._tell(self._saver.finished(), records)
 
     def wait(self, records: Records) -> str | None:
-        """Wait for what is in flight and record it; why it is not on the disk, if it is not."""
+        """Wait for what is in flight and record it; why it is no checkpoint, if it should be."""
         ended = self._saver.wait()
         self._tell(ended, records)
-        return next((saved.problem for saved in ended if saved.problem), None)
+        return next((s.problem for s in ended if s.problem and s.kind == CHECKPOINT), None)
 
     def close(self) -> None:
         """Let what is in flight end."""
@@ -115,11 +118,12 @@ class Saves:
         fragments: list[Fragment],
         ranks: Ranks,
     ) -> Path:
-        records.sync()  # a checkpoint never outlasts the records of the steps before it
+        with ranks.together():
+            records.sync()  # a checkpoint never outlasts the records of the steps before it
         path = checkpoint.save(self.folder, step, fragments, state, ranks)
         if ranks.main:
             rules = self.config.checkpoint
-            self._undeleted += checkpoint.retain(self.folder, rules.keep, rules.keep_every)
+            self._undeleted += checkpoint.retain(self.folder, step, rules.keep, rules.keep_every)
         return path
 
     def _tell(self, ended: list[Saved], records: Records) -> None:
@@ -130,7 +134,7 @@ class Saves:
                 records.event(f"{saved.kind}_failed", saved.step, text, **times)
                 continue
             if saved.kind == CHECKPOINT:
-                self.durable = saved.step
+                self._durable = saved.step
             text = (
                 f"saved {saved.path}: {saved.stall:.2f} s of standstill, on the disk after "
                 f"{saved.durable:.1f} s"

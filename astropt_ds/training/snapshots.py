@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from astropt_ds.config import ModelConfig
 from astropt_ds.config_run import SnapshotConfig
 from astropt_ds.model_folder import write_config, write_weights
-from astropt_ds.training.fragments import Fragment
+from astropt_ds.training.fragments import WEIGHT, Fragment
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.staging import (
     check_cover,
@@ -26,7 +27,6 @@ from astropt_ds.training.staging import (
     write_fragments,
 )
 
-WEIGHT = "weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -100,10 +100,14 @@ def save(
 def _whole(folder: Path, tensors: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of fragments that lie in a folder, flattened."""
     names = {file for t in tensors.values() for *_, file in t["fragments"][WEIGHT]}
-    files = {name: safe_open(folder / name, framework="pt") for name in sorted(names)}
-    for name, tensor in tensors.items():
-        pieces = [
-            files[file].get_tensor(fragment_key(WEIGHT, name, offset))
-            for offset, _, file in tensor["fragments"][WEIGHT]
-        ]
-        yield name, torch.cat(pieces)
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(safe_open(folder / name, framework="pt"))
+            for name in sorted(names)
+        }
+        for name, tensor in tensors.items():
+            pieces = [
+                files[file].get_tensor(fragment_key(WEIGHT, name, offset))
+                for offset, _, file in tensor["fragments"][WEIGHT]
+            ]
+            yield name, torch.cat(pieces)

@@ -111,7 +111,12 @@ def replace_folder(staging: Path, final: Path) -> None:
     doomed = final.with_name(final.name + DOOMED)
     if final.exists():
         final.rename(doomed)
-    staging.rename(final)
+    try:
+        staging.rename(final)
+    except OSError:
+        if doomed.exists():
+            doomed.rename(final)
+        raise
     sync_folder(final.parent)
     shutil.rmtree(doomed, ignore_errors=True)
 

@@ -30,7 +30,8 @@ class Watchdog:
 
     def __init__(self, folder: Path, minutes: float, rank: int) -> None:
         self.folder, self.seconds, self.rank = folder, 60 * minutes, rank
-        self._last = time.monotonic()
+        self._stderr = os.dup(2)  # even if Python's own is replaced
+        self.alive()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -38,11 +39,16 @@ class Watchdog:
     def alive(self) -> None:
         """Something has moved."""
         self._last = time.monotonic()
+        # Where even the thread below is held up, by an extension that keeps the interpreter's lock
+        # or by the disk that the stacks go to, this one is not: it is written in C.
+        faulthandler.dump_traceback_later(self.seconds + 3 * GRACE_S, exit=True, file=self._stderr)
 
     def close(self) -> None:
         """Watch no longer."""
         self._ended.set()
         self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        os.close(self._stderr)
 
     def _watch(self) -> None:
         while not self._ended.wait(max(0.0, self._last + self.seconds - time.monotonic())):

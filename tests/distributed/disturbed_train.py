@@ -1,5 +1,7 @@
 """The training command with something wrong on its last rank: ``disturbed_train.py WHAT ...``."""
 
+import ctypes
+import itertools
 import os
 import sys
 import time
@@ -27,6 +29,33 @@ def hanging():
         return step(engine, *arguments, **options)
 
     Engine.step = hang
+
+
+def holding_the_lock():
+    """The same in C code that never lets another thread of Python run."""
+    global stand_still
+    watchdog.GRACE_S = 0.5
+    stand_still = lambda: ctypes.PyDLL(None).sleep(1000)  # noqa: E731
+    hanging()
+    watchdog.GRACE_S = 0.5
+
+
+def spoilt(until=10**6):
+    """The loss is no number from the fourth step on."""
+    step, calls = Engine.step, itertools.count(1)
+
+    def spoil(engine, batches, **options):
+        batches = list(batches)
+        if 4 <= next(calls) < until:
+            batches[0].weights[0] = float("nan")
+        return step(engine, batches, **options)
+
+    Engine.step = spoil
+
+
+def spoilt_once():
+    """At the fourth step alone."""
+    spoilt(until=5)
 
 
 def slow_data():
@@ -61,7 +90,10 @@ def unwritable():
     staging.save_file = hindered
 
 
-DISTURBANCES = (hanging, slow_data, elsewhere, unwritable)
+DISTURBANCES = (
+    *(hanging, holding_the_lock, spoilt, spoilt_once, slow_data),
+    *(elsewhere, unwritable),
+)
 
 if __name__ == "__main__":
     os.environ.setdefault("WORLD_SIZE", "1")

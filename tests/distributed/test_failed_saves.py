@@ -157,10 +157,14 @@ def test_damage_that_only_one_rank_has_read_passes_a_checkpoint_over_on_all(
     done = train(launch, tiny, run, 2, *now)
     assert done.returncode == 0, done.stderr[-3000:]
     said = [event["text"] for event in events(run, "checkpoint_passed_over")]
-    assert said == [
+    assert [line.partition("; renamed to ")[0] for line in said] == [
         f"passed over {newest}: {second} does not match its checksum",
         f"passed over {older}: {first} is missing",
     ]
+    aside = sorted((run / "checkpoints").glob("*.damaged-*"))
+    assert sorted(line.partition("; renamed to ")[2] for line in said) == [p.name for p in aside]
+    for path in aside:
+        shutil.rmtree(path)
     assert f"resuming {run / 'checkpoints' / 'step-00000003'} at step 3 of 12" in done.stdout
     assert np.array_equal(losses(run), losses(hindered[0]))
     assert checkpoints(run) == [3, 6, 9, 12]  # the damaged ones were written anew

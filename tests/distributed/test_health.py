@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from tests.distributed import health_scenarios
+from tests.distributed import disturbed_train, health_scenarios
 from tests.distributed.health_scenarios import ARRANGEMENTS, BEFORE, FAULTS
+from tests.distributed.runs import alone, events, records, train
 
 NAMES = [f"{stage}-{precision}" for stage, precision in ARRANGEMENTS]
 REASONS = {
@@ -50,14 +51,38 @@ def test_the_very_first_update_may_be_skipped(results, stage):
     assert results["first"][stage]["losses"] == results["skip"][f"{stage}-fp32"]["losses"][:3]
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+# ---- what the command makes of them ----------------------------------------------------------
+
+
+def test_a_skipped_update_is_on_record_and_the_run_goes_on(launch, tiny, tmp_path):
+    run = tmp_path / "run"
+    script = (disturbed_train.__file__, "spoilt_once")
+    done = train(launch, tiny, run, 2, "run.steps=6", "zero.stage=3", script=script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [r["skipped"] for r in records(run)] == [0, 0, 0, 1, 0, 0]
+    assert [r["updates"] for r in records(run)] == [1, 2, 3, 3, 4, 5]
+    assert [r["loss"] is None for r in records(run)] == [r["skipped"] == 1 for r in records(run)]
+    assert records(run)[4]["lr"] == records(run)[3]["lr"]  # the schedule has waited
+    (event,) = events(run, "skipped")
+    assert event["text"] == "warning: update 4 skipped at step 4: the loss is nan"
+
+
 @pytest.mark.parametrize(
-    "fault, message",
+    "rule, made, message",
     [
-        ("nan loss", "the loss is nan before update 1"),
-        ("infinite gradient", "the gradient norm is inf before update 1"),
+        ("health.max_skipped=3", 6, "step 6: 3 updates in a row were skipped, as many as health."),
+        ("health.nonfinite=stop", 4, "step 4: the loss is nan; health.nonfinite=stop"),
     ],
 )
-def test_under_the_rule_stop_all_ranks_end_and_nothing_moves(results, stage, fault, message):
-    found = results["stop"][f"{stage} {fault}"]
-    assert found == {"message": message, "moved": False, "updates": 0}
+def test_too_many_in_a_row_or_the_rule_stop_end_the_run(
+    launch, tiny, tmp_path, rule, made, message
+):
+    run = tmp_path / "run"
+    script = (disturbed_train.__file__, "spoilt")
+    done = alone(launch, tiny, run, "run.steps=20", rule, script=script)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert [r["step"] for r in records(run)] == list(range(1, made + 1))
+    assert [e["step"] for e in events(run, "skipped")] == list(range(4, made + 1))
+    assert events(run, "failed")[0]["text"].startswith(message)
+    assert not (run / "complete").exists()

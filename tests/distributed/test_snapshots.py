@@ -98,7 +98,7 @@ def test_a_run_starts_from_the_weights_of_another(launch, tiny, pretrained, tmp_
         ("model.layers=3", "config.json: model.layers is 2 there and 3 here"),
         ("model.tokeniser=aim", "model.tokeniser is relu there and aim here; "),
         ("model.init_from=nowhere", "nowhere/config.json: cannot be read"),
-        ("model.init_from={damaged}", "model.safetensors: cannot be read"),
+        ("model.init_from={damaged}", "model.safetensors: is no whole safetensors file"),
         ("model.init_from={foreign}", "model.safetensors: transformer.ln_f.weight is missing"),
     ],
 )

@@ -164,7 +164,7 @@ def test_a_bad_image_is_counted_and_named_and_too_many_stop_the_run(launch, tiny
         ("run.resume=never", "holds a run already and run.resume=never"),
         ("seed=1", "was made with seed=0; this run has 1"),
         ("batch.global_images=6", "was made with batch.global_images=12; this run has 6"),
-        ("run.resume=nowhere", "run.resume=nowhere: no checkpoint verifies below nowhere"),
+        ("run.resume=nowhere", "run.resume=nowhere: there is no checkpoint in "),
         ("model.width=64", "was made with model.width=32; this run has 64: keep the old value"),
         ("attention.kernel=flash", "attention.kernel=flash needs a CUDA device"),
         ("wandb.mode=online", "wandb.mode=online: "),
@@ -191,7 +191,7 @@ def test_going_back_needs_another_folder(launch, tiny, uninterrupted, tmp_path):
     inside = f"run.resume={run / 'checkpoints' / earlier.name}"
     done = alone(launch, tiny, run, inside, "run.steps=6")
     assert done.returncode == 2
-    assert "holds the newer step-00000006; name another run.dir" in done.stderr.splitlines()[-1]
+    assert "holds step-00000006 of its own; name another run.dir" in done.stderr.splitlines()[-1]
     other = tmp_path / "other"
     done = alone(launch, tiny, other, f"run.resume={earlier}", "run.steps=6")
     assert done.returncode == 0, done.stderr[-3000:]

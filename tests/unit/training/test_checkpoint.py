@@ -117,7 +117,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(ranks, saved, harm,
     harm(saved / "checkpoints" / "step-00000006")
     found, passed_over = checkpoint.find(saved, ranks)
     assert found.name == "step-00000003"
-    assert len(passed_over) == 1 and "step-00000006" in passed_over[0] and reason in passed_over[0]
+    ((path, why),) = passed_over
+    assert path.name == "step-00000006" and reason in why
 
 
 def test_a_staging_folder_is_no_checkpoint(ranks, saved):

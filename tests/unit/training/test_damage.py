@@ -12,7 +12,7 @@ from astropt_ds.errors import UserError
 from astropt_ds.training import checkpoint
 from astropt_ds.training.fragments import STATES, Fragment
 from astropt_ds.training.ranks import start
-from astropt_ds.training.resume import find_start
+from astropt_ds.training.resume import Start, find_start
 
 FILES = ("rank-00000.safetensors", "manifest.json", "complete")
 CONFIG = load_config("1m")
@@ -33,7 +33,7 @@ def whole(ranks, tmp_path_factory):
     """A run with checkpoints at steps 3 and 6. Not to be changed: copy it."""
     run = tmp_path_factory.mktemp("damage") / "run"
     for step in (3, 6):
-        checkpoint.save(run, step, fragments(), {"updates": step}, ranks)
+        checkpoint.save(run, step, fragments(), {"origin": None}, ranks)
     return run
 
 
@@ -63,10 +63,10 @@ class Damaged:
 
 def check_passed_over(run, ranks):
     older, newest = paths(run)
-    found, passed_over = find_start(CONFIG, run, ranks)
-    assert found == older
-    (line,) = passed_over
-    assert line.startswith(f"{newest}: ") and len(line) > len(f"{newest}: ")
+    start = find_start(CONFIG, run, ranks)
+    assert start.path == older
+    ((path, reason),) = start.passed_over
+    assert path == newest and reason
 
 
 def flipped(data, place, bit):
@@ -86,7 +86,7 @@ def test_one_flipped_bit_anywhere_in_the_newest_falls_back_to_the_one_before(ran
             check_passed_over(whole, ranks)
 
     check()
-    assert find_start(CONFIG, whole, ranks) == (newest.parent, [])
+    assert find_start(CONFIG, whole, ranks) == Start(newest.parent, None, [])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -136,7 +136,7 @@ def test_where_all_are_damaged_the_run_is_refused_and_each_is_named(ranks, run):
     with pytest.raises(UserError) as error:
         find_start(CONFIG, run, ranks)
     message = str(error.value)
-    assert message.startswith(f"run.resume=auto: no checkpoint verifies below {run}; ")
+    assert message.startswith(f"run.resume=auto: no checkpoint verifies in {run}; ")
     assert f"{paths(run)[0]}: {FILES[0]} is missing" in message
     assert f"{paths(run)[1]}: {paths(run)[1] / FILES[1]} does not match" in message
     assert "\n" not in message
@@ -147,7 +147,7 @@ def test_a_pointer_that_is_wrong_empty_or_missing_does_not_mislead(ranks, run, p
     (run / "latest").unlink()
     if pointer is not None:
         (run / "latest").write_text(pointer)
-    assert find_start(CONFIG, run, ranks) == (paths(run)[1], [])
+    assert find_start(CONFIG, run, ranks) == Start(paths(run)[1], None, [])
 
 
 @pytest.mark.parametrize("pointer", ["step-00000006\n", ""])
@@ -172,8 +172,8 @@ def test_what_a_killed_run_left_is_ignored_and_gone_after_the_next_save(ranks, r
     # all of it was written, but for the name
     shutil.copytree(paths(run)[1], run / "checkpoints" / "step-00000015.partial")
     (run / "latest.partial").write_text("st")
-    assert find_start(CONFIG, run, ranks) == (paths(run)[1], [])
-    saved = checkpoint.save(run, 9, fragments(), {"updates": 9}, ranks)
-    assert find_start(CONFIG, run, ranks) == (saved, [])
+    assert find_start(CONFIG, run, ranks) == Start(paths(run)[1], None, [])
+    saved = checkpoint.save(run, 9, fragments(), {"origin": None}, ranks)
+    assert find_start(CONFIG, run, ranks) == Start(saved, None, [])
     assert sorted((run / "checkpoints").iterdir()) == [*paths(run), saved]
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "latest"]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -26,8 +27,9 @@ def test_two_runs_cannot_be_at_work_in_one_folder(ranks, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "PATIENCE_S", 0.3)
     config = RunConfig(dir=str(tmp_path / "run"))
     first = RunFolder(config, ranks)
-    with pytest.raises(UserError, match="another run is at work in it; wait for its end"):
+    with pytest.raises(UserError, match="another run is at work in it") as caught:
         RunFolder(config, ranks)
+    assert f".lock is held by process {os.getpid()} on {os.uname().nodename}" in str(caught.value)
     first.close()
     RunFolder(config, ranks).close()
 

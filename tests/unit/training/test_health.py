@@ -52,9 +52,9 @@ def test_a_loss_that_hardly_moves_has_no_spikes():
 
 
 def test_rules_are_told_apart_by_what_is_wrong():
-    health = after(noise(128), nonfinite="stop", spike="skip")
-    assert health.rule(math.nan, 0.1) == health.rule(0.4, math.inf) == "stop"
-    assert health.rule(9.0, 9.0) == "skip"
+    health = after(noise(128))
+    assert health.rule(math.nan, 0.1) == health.rule(0.4, math.inf) == "nonfinite"
+    assert health.rule(9.0, 9.0) == "spike"
     assert after(noise(128), spike="ignore").fault(9.0, 9.0) is None
 
 

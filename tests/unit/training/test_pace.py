@@ -9,7 +9,8 @@ from astropt_ds.training.ranks import start
 
 def places(*changes):
     """Four ranks at the same pace, but for the changes."""
-    found = [Place(f"node{n}", step=1.0, data_wait=0.01, compute=0.1) for n in range(4)]
+    usual = Place("", step=1.0, data_wait=0.01, gc_pause=0.0, compute=0.1, memory=1)
+    found = [usual._replace(host=f"node{n}") for n in range(4)]
     for rank, values in changes:
         found[rank] = found[rank]._replace(**values)
     return found
@@ -37,11 +38,11 @@ def test_of_two_ranks_the_slow_one_is_named():
 def test_the_pace_is_the_mean_since_the_last_comparison():
     with start() as ranks:
         pace = Pace(ranks)
-        for steps in ([(1.0, 0.1), (3.0, 0.3)], [(5.0, 0.0)]):
+        for steps in ([(1.0, 0.1, 0.2), (3.0, 0.3, 0.2)], [(5.0, 0.0, 0.1)]):
             for step in steps:
                 pace.add(*step)
             (place,) = pace.compare()
-        assert (place.step, place.data_wait) == (5.0, 0.0)
+        assert (place.step, place.data_wait, place.gc_pause) == (5.0, 0.0, 0.1)
         assert 0 < place.compute < 5
         assert place.host
 
