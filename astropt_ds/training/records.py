@@ -33,13 +33,13 @@ class Records:
         self._ranks, self._open = ranks, ranks.main
         if not ranks.main:
             return
+        self.progress = Progress(step, config.run.steps, config.tokens_per_image)
+        self.metrics = Metrics(folder, step, config, self._warn)  # refuses first, if at all
         (folder / "samples").mkdir(exist_ok=True)
         if step < config.run.steps:  # else nothing runs that they would describe
             (folder / "config.yaml").write_text(config.to_yaml())
             text = json.dumps(environment(config, ranks), indent=2)
             (folder / "environment.json").write_text(text + "\n")
-        self.progress = Progress(step, config.run.steps, config.tokens_per_image)
-        self.metrics = Metrics(folder, step, config, self._warn)
 
     def event(self, name: str, step: int, text: str, **values: Any) -> None:
         """Record, and show, that something happened."""

@@ -81,9 +81,9 @@ class Run:
         if not found and self.config.model.init_from:
             self._load_weights(engine, Path(self.config.model.init_from))
         with self.ranks.together():
+            self.records = Records(self.config, self.dir, self.step, self.ranks)
             if self.ranks.main and self.step < self.config.run.steps:
                 self.folder.unmark()
-            self.records = Records(self.config, self.dir, self.step, self.ranks)
         if self.records.validated(self.step):  # perhaps after the save, by a run that then died
             self._validated = self.step
         self.energy.before = self.records.last("energy")
