@@ -22,19 +22,19 @@ class Place(NamedTuple):
 
     Attributes:
         host: where it is.
-        step: seconds that a step takes.
-        data_wait: seconds of it that it waits for its data.
-        gc_pause: seconds of it that Python's garbage collector holds it up.
-        compute: seconds that a fixed computation takes.
-        memory: peak bytes.
+        step_s: seconds that a step takes.
+        data_wait_s: seconds of it that it waits for its data.
+        gc_pause_s: seconds of it that Python's garbage collector holds it up.
+        compute_s: seconds that a fixed computation takes.
+        memory_bytes: at its peak.
     """
 
     host: str
-    step: float
-    data_wait: float
-    gc_pause: float
-    compute: float
-    memory: int
+    step_s: float
+    data_wait_s: float
+    gc_pause_s: float
+    compute_s: float
+    memory_bytes: int
 
 
 class Pace:
@@ -81,16 +81,18 @@ class Pace:
 
 def stragglers(places: list[Place]) -> list[str]:
     """A line on each rank that holds up the others."""
-    compute = statistics.median_low(place.compute for place in places)
-    wait = statistics.median_low(place.data_wait for place in places)
+    compute = statistics.median_low(place.compute_s for place in places)
+    wait = statistics.median_low(place.data_wait_s for place in places)
     found = []
     for rank, place in enumerate(places):
         name = f"straggler: rank {rank} on {place.host}"
-        if place.compute > SLOW * compute:
-            found.append(f"{name} computes {place.compute / compute:.1f} times slower than others")
-        if place.data_wait > wait + WAITING * place.step:
+        if place.compute_s > SLOW * compute:
             found.append(
-                f"{name} waits {place.data_wait:.3f} s a step for data, others {wait:.3f} s"
+                f"{name} computes {place.compute_s / compute:.1f} times slower than others"
+            )
+        if place.data_wait_s > wait + WAITING * place.step_s:
+            found.append(
+                f"{name} waits {place.data_wait_s:.3f} s a step for data, others {wait:.3f} s"
             )
     return found
 

@@ -50,13 +50,13 @@ class Records:
 
     def _start(self, step: int) -> None:
         config, folder, ranks = self.config, self.folder, self._ranks
+        self.progress = Progress(step, config.run.steps, config.tokens_per_image)
+        self.metrics = Metrics(folder, step, config, self._warn)  # refuses first, if at all
         (folder / "samples").mkdir(exist_ok=True)
         if step < config.run.steps:  # else nothing runs that they would describe
             replace_durably(folder / "config.yaml", config.to_yaml())
             text = json.dumps(environment(config, ranks), indent=2)
             replace_durably(folder / "environment.json", text + "\n")
-        self.progress = Progress(step, config.run.steps, config.tokens_per_image)
-        self.metrics = Metrics(folder, step, config, self._warn)
 
     def event(self, name: str, step: int, text: str, **values: Any) -> None:
         """Record, and show, that something happened."""

@@ -83,13 +83,13 @@ class Run:
         warnings = self._load(start.path, engine) if start.path else []
         if not start.path and self.config.model.init_from:
             self._load_weights(engine, Path(self.config.model.init_from))
+        self.records = Records(self.config, self.dir, self.step, self.ranks)
         passed_over: list[str] = []
         with self.ranks.together():
             if self.ranks.main:
                 passed_over = set_aside(start, self.dir)
                 if self.step < self.config.run.steps:
                     self.folder.unmark()
-        self.records = Records(self.config, self.dir, self.step, self.ranks)
         if last := self.records.last_validation:  # made after the save, perhaps
             self._validated = last["step"]
         if used := self.records.last_energy:

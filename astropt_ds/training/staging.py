@@ -54,7 +54,9 @@ def write_fragments(folder: Path, fragments: list[Fragment], ranks: Ranks) -> di
     try:
         save_file(tensors, path)
     except Exception as error:  # safetensors wraps the operating system's errors in its own
-        raise UserError(f"{path}: cannot be written ({error})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be written ({reason})") from None
+    path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes it its owner's alone
     sync_file(path)
     return {
         "file": path.name,

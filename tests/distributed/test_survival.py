@@ -178,7 +178,7 @@ def test_a_rank_that_waits_for_its_data_is_named(launch, tiny, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for event in events(run, "pace"):
         assert [len(event[key]) for key in Place._fields] == [2] * len(Place._fields)
-        assert event["data_wait"][1] > 0.1 > event["data_wait"][0]
+        assert event["data_wait_s"][1] > 0.1 > event["data_wait_s"][0]
     named = [event["text"] for event in events(run, "straggler") if "for data" in event["text"]]
     assert len(named) == 2 and all(f"rank 1 on {os.uname().nodename} waits" in t for t in named)
 

@@ -9,7 +9,7 @@ from astropt_ds.training.ranks import start
 
 def places(*changes):
     """Four ranks at the same pace, but for the changes."""
-    usual = Place("", step=1.0, data_wait=0.01, gc_pause=0.0, compute=0.1, memory=1)
+    usual = Place("", 1.0, data_wait_s=0.01, gc_pause_s=0.0, compute_s=0.1, memory_bytes=1)
     found = [usual._replace(host=f"node{n}") for n in range(4)]
     for rank, values in changes:
         found[rank] = found[rank]._replace(**values)
@@ -18,21 +18,21 @@ def places(*changes):
 
 def test_ranks_at_the_same_pace_are_not_named():
     assert stragglers(places()) == []
-    assert stragglers(places((1, {"compute": 0.14}), (2, {"data_wait": 0.2}))) == []
+    assert stragglers(places((1, {"compute_s": 0.14}), (2, {"data_wait_s": 0.2}))) == []
 
 
 def test_a_slow_device_is_named_with_its_host():
-    (line,) = stragglers(places((2, {"compute": 0.2})))
+    (line,) = stragglers(places((2, {"compute_s": 0.2})))
     assert line == "straggler: rank 2 on node2 computes 2.0 times slower than others"
 
 
 def test_a_rank_that_waits_for_data_is_named():
-    (line,) = stragglers(places((3, {"data_wait": 0.5})))
+    (line,) = stragglers(places((3, {"data_wait_s": 0.5})))
     assert line == "straggler: rank 3 on node3 waits 0.500 s a step for data, others 0.010 s"
 
 
 def test_of_two_ranks_the_slow_one_is_named():
-    assert len(stragglers(places((1, {"compute": 0.2}))[:2])) == 1
+    assert len(stragglers(places((1, {"compute_s": 0.2}))[:2])) == 1
 
 
 def test_the_pace_is_the_mean_since_the_last_comparison():
@@ -42,8 +42,8 @@ def test_the_pace_is_the_mean_since_the_last_comparison():
             for step in steps:
                 pace.add(*step)
             (place,) = pace.compare()
-        assert (place.step, place.data_wait, place.gc_pause) == (5.0, 0.0, 0.1)
-        assert 0 < place.compute < 5
+        assert (place.step_s, place.data_wait_s, place.gc_pause_s) == (5.0, 0.0, 0.1)
+        assert 0 < place.compute_s < 5
         assert place.host
 
 
