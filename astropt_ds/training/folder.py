@@ -64,6 +64,7 @@ class RunFolder:
     def close(self) -> None:
         """Let another run have the folder."""
         if self._lock:
+            self._lock.truncate(0)
             self._lock.close()
 
     def _check(self, resume: str) -> None:
