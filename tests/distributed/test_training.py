@@ -199,6 +199,37 @@ def test_going_back_needs_another_folder(launch, tiny, uninterrupted, tmp_path):
     assert np.abs(np.subtract(losses(other), losses(uninterrupted)[3:])).max() <= 1e-5
 
 
+def test_the_command_that_begins_a_run_from_another_goes_on_with_it(
+    launch, tiny, uninterrupted, tmp_path
+):
+    earlier = uninterrupted / "checkpoints" / "step-00000003"
+    run = tmp_path / "run"
+    for steps in (4, 6):
+        done = alone(launch, tiny, run, f"run.resume={earlier}", f"run.steps={steps}")
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "at step 4 of 6" in done.stdout
+    assert np.abs(np.subtract(losses(run), losses(uninterrupted)[3:])).max() <= 1e-5
+    done = alone(launch, tiny, run, f"run.resume={uninterrupted}", "run.steps=6")
+    assert done.returncode == 2
+    assert "holds step-00000006 of its own; name another run.dir" in done.stderr.splitlines()[-1]
+
+
+def test_a_run_that_fell_back_keeps_what_it_saves_from_then_on(
+    launch, tiny, uninterrupted, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / "checkpoints" / "step-00000006" / "complete").unlink()
+    done = alone(launch, tiny, run, "run.steps=5", "checkpoint.keep=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, damaged = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert whole == "step-00000005" and damaged.startswith("step-00000006.damaged-")
+    assert f"renamed to {damaged}" in done.stdout
+    done = alone(launch, tiny, run, "run.steps=6", "checkpoint.keep=1")
+    assert "at step 5 of 6" in done.stdout
+    assert np.abs(np.subtract(losses(run), losses(uninterrupted))).max() <= 1e-5
+
+
 @pytest.mark.parametrize("file", ["rank-00001.safetensors", "manifest.json"])
 def test_damage_in_the_newest_checkpoint_falls_back_to_the_one_before(
     launch, tiny, uninterrupted, tmp_path, file

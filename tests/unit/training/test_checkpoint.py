@@ -180,6 +180,71 @@ def test_saving_a_step_anew_replaces_what_was_there(ranks, saved):
     assert names == ["step-00000003", "step-00000006"]
 
 
+@pytest.fixture
+def many(ranks, tmp_path):
+    for step in (3, 6, 9, 12, 15):
+        checkpoint.save(tmp_path, step, fragments(SHAPES), {}, ranks)
+    return tmp_path
+
+
+def left(run):
+    return sorted(p.name for p in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "keep, keep_every, steps",
+    [
+        (None, None, [3, 6, 9, 12, 15]),
+        (1, None, [15]),
+        (2, None, [12, 15]),
+        (9, None, [3, 6, 9, 12, 15]),
+        (1, 6, [6, 12, 15]),
+        (2, 100, [12, 15]),
+    ],
+)
+def test_the_newest_ones_and_multiples_stay(many, keep, keep_every, steps):
+    assert checkpoint.retain(many, 15, keep, keep_every) == []
+    assert left(many) == [f"step-{step:08d}" for step in steps]
+
+
+def test_what_was_just_saved_stays_whatever_else_is_there(ranks, many):
+    flip(many / "checkpoints" / "step-00000015" / "manifest.json")
+    (many / "checkpoints" / "step-00000012" / "complete").unlink()
+    checkpoint.retain(many, 9, 1, None)  # a run that fell back to 6 has just saved 9
+    assert left(many) == ["step-00000009", "step-00000012", "step-00000015"]
+    assert checkpoint.find(many, ranks)[0].name == "step-00000009"
+
+
+def test_only_whole_ones_count_among_those_that_stay(many):
+    (many / "checkpoints" / "step-00000012" / "complete").unlink()
+    checkpoint.retain(many, 15, 2, None)
+    assert left(many) == ["step-00000009", "step-00000012", "step-00000015"]
+
+
+def test_what_people_put_beside_them_is_none_of_ours(ranks, many):
+    others = ["step-6.backup", "best", "step-00000018.damaged-1"]
+    for name in others:
+        (many / "checkpoints" / name).mkdir()
+    checkpoint.retain(many, 15, 1, 6)
+    assert set(left(many)) == {*others, "step-00000006", "step-00000012", "step-00000015"}
+    assert checkpoint.find(many, ranks) == (many / "checkpoints" / "step-00000015", [])
+
+
+def test_what_cannot_be_deleted_is_told(many, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "remove_folder", refuse)
+    lines = checkpoint.retain(many, 15, 4, None)
+    assert [line.partition(":")[0] for line in lines] == [str(many / "checkpoints/step-00000003")]
+
+
+def test_steps_are_numbers_not_names(ranks, tmp_path):
+    for step in (99_999_999, 100_000_000):
+        checkpoint.save(tmp_path, step, fragments(SHAPES), {}, ranks)
+    assert checkpoint.find(tmp_path, ranks)[0].name == "step-100000000"
+
+
 def test_a_failure_of_ours_is_no_users_mistake(ranks):
     with pytest.raises(ZeroDivisionError), ranks.together():
         raise ZeroDivisionError

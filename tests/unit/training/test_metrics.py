@@ -129,3 +129,37 @@ def test_records_that_cannot_be_opened_are_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(.*Is a directory"):
         Metrics(tmp_path, 0, CONFIG)
+
+
+def test_a_disk_that_fails_only_when_it_must_write_costs_no_record(tmp_path, monkeypatch):
+    """As on a network's file system, where what was written may be lost by then."""
+    metrics = Metrics(tmp_path, 0, CONFIG)
+    for step in (1, 2):
+        metrics.write("train", step, loss=1.0)
+    metrics.sync()
+    for step in (3, 4):
+        metrics.write("train", step, loss=1.0)
+
+    def lose(descriptor):
+        metrics.path.write_bytes(metrics.path.read_bytes()[: metrics._length - 30])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lose)
+        with pytest.raises(UserError, match="metrics.jsonl: cannot be written .*No space left"):
+            metrics.sync()
+    metrics.write("train", 5, loss=1.0)
+    metrics.sync()
+    metrics.close()
+    assert steps(tmp_path) == [("train", step) for step in range(1, 6)]
+
+
+def test_what_waits_for_the_disk_is_not_on_it(tmp_path):
+    metrics = Metrics(tmp_path, 0, CONFIG, warn=lambda text: None)
+    with full_disk(metrics.path, 0):
+        metrics.write("train", 1, loss=1.0)
+        with pytest.raises(UserError, match="cannot be written"):
+            metrics.sync()
+    metrics.sync()
+    assert steps(tmp_path) == [("train", 1)]
+    metrics.close()
