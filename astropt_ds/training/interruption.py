@@ -33,7 +33,6 @@ class Interruption:
     def __init__(self, max_hours: float | None) -> None:
         self.reason: str | None = None
         self.since = 0.0
-        self._heeded = False
         self._hours = max_hours
         self._start = time.monotonic()
 
@@ -43,10 +42,6 @@ class Interruption:
         if self.reason is None and self._hours is not None and hours >= self._hours:
             self._ask(f"run.max_hours={self._hours}")
         return self.reason is not None
-
-    def heeded(self) -> None:
-        """All is saved: what a launcher or a scheduler still sends is not to cut off the end."""
-        self._heeded = True
 
     def __enter__(self) -> Interruption:
         self._reader, self._writer = os.pipe()
@@ -75,7 +70,7 @@ class Interruption:
     def _listen(self) -> None:
         first = None
         while number := os.read(self._reader, 1):
-            if number[0] not in SIGNALS or self._heeded:
+            if number[0] not in SIGNALS:
                 continue
             name, now = signal.Signals(number[0]).name, time.monotonic()
             if first is None:

@@ -271,13 +271,12 @@ class Run:
         return text
 
     def _end(self, marker: str, text: str) -> None:
-        """Close the records and leave the marker; then a launcher may kill whom it likes."""
-        self.interruption.heeded()
-        with self.ranks.together():
-            self.records.close()
+        """Leave the marker, close the records; from then on a launcher may kill whom it likes."""
         with self.ranks.together():
             if self.ranks.main:
                 self.folder.mark(marker, text)
+        with self.ranks.together():
+            self.records.close()
 
     def _tell_skipped(self, result: StepResult) -> None:
         rules = self.config.health
