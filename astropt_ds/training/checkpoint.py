@@ -99,7 +99,7 @@ def retain(run_dir: Path, newest: int, keep: int | None, keep_every: int | None)
     problems = []
     for path in candidates(run_dir):
         step = _step(path)
-        if step >= newest or kept < keep:
+        if kept < keep:
             kept += step <= newest and _is_whole(path)
             continue
         if keep_every and step % keep_every == 0:
