@@ -157,9 +157,9 @@ def resume(folder: Path, before: int, ranks: Ranks) -> dict:
             path, passed_over = checkpoint.find(saved_by(folder, before, precision, source), ranks)
             assert path is not None, passed_over
             manifest = checkpoint.load(path, engine.fragments())
-            engine.restored(manifest["state"]["engine"])
+            engine.restored(state := manifest["state"]["engine"])
             found[f"{precision} {source}->{stage}"] = {
-                "agree": seen_weights_agree(engine, ranks),
+                "agree": seen_weights_agree(engine, ranks) and engine.state() == state,
                 **train(engine, ranks, micro, SAVED_AT, STEPS),
             }
     return found
