@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -91,11 +92,15 @@ def read_model_config(folder: Path) -> ModelConfig:
         )
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); a model folder has one"
+            f"{path}: cannot be read ({error.strerror}); a model folder, as those in a run's "
+            "snapshots, has one"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, item["loc"])) for item in error.errors())
+        reason = f"missing or wrong: {wrong}"
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not the config.json of a model folder ({reason})") from None
+    raise UserError(f"{path}: not the config.json of a model folder ({reason})")
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -109,5 +114,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 yield name, file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except SafetensorError as error:
         raise UserError(f"{path}: is no whole safetensors file ({error})") from None

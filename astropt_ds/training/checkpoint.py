@@ -204,7 +204,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise UserError(f"{path / MANIFEST}: format {manifest['format']!r}, not {FORMAT!r}")
         for key in ("step", "state", "files", "tensors"):
             manifest[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / MANIFEST}: not a checkpoint's manifest ({error!r})") from None
     return manifest
 

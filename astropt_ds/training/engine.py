@@ -88,7 +88,7 @@ def partitioned(config: Config, ranks: Ranks) -> Iterator[None]:
     """Build the model in here: under ZeRO-3 no rank then ever holds more of it than its part."""
     # On a CPU DeepSpeed would first compile a shared-memory extension, for minutes; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel("WARNING")
+    deepspeed.utils.logger.setLevel("ERROR")
     # DeepSpeed calls collectives by names that newer torch versions deprecate, every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(verbose=False)

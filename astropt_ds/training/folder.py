@@ -21,6 +21,7 @@ COMPLETE, REQUEUE = "complete", "requeue"  # how the run ended: for people and f
 LOCK, PROBE = ".lock", ".seen"
 # for a network's file system to show a new file, or to forget a dead node's lock
 PATIENCE_S = 120.0
+PATIENCE_HERE_S = 10.0  # for a run on the same machine that is about to end
 
 
 class RunFolder:
@@ -84,8 +85,8 @@ class RunFolder:
             lock = path.open("a+")
         except OSError as error:
             raise UserError(f"run.dir={self.path}: cannot be written to ({error})") from None
-        deadline = time.monotonic() + PATIENCE_S
-        waits = False
+        start = time.monotonic()
+        deadline, waits = start + PATIENCE_S, False
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,13 +94,15 @@ class RunFolder:
             except BlockingIOError:
                 lock.seek(0)
                 holder = f"{path} is held by {lock.read().strip() or 'another run'}"
+                if holder.endswith(f" on {socket.gethostname()}"):  # no dead node's: it is alive
+                    deadline = min(deadline, start + PATIENCE_HERE_S)
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"run.dir={self.path}: another run is at work in it ({holder}); wait for "
                         "its end, or name another folder"
                     ) from None
                 if not waits:
-                    say(f"{holder}: waiting for it")
+                    say(f"{holder}: waiting for it, {deadline - start:.0f} s at most")
                 waits = True
                 time.sleep(0.2)
             except OSError as error:

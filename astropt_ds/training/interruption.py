@@ -1,4 +1,4 @@
-"""Why a run is to end early: a signal, or its time is up."""
+"""Why a run is to end early: a signal, its time is up, or its launcher is gone."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ class Interruption:
         self.since = 0.0
         self._hours = max_hours
         self._start = time.monotonic()
+        self._launched = "TORCHELASTIC_RUN_ID" in os.environ
+        self._launcher = os.getppid()
 
     def wanted(self) -> bool:
         """Whether this process wants the run to stop."""
         hours = (time.monotonic() - self._start) / 3600
-        if self.reason is None and self._hours is not None and hours >= self._hours:
+        if self._hours is not None and hours >= self._hours:
             self._ask(f"run.max_hours={self._hours}")
+        if self._launched and os.getppid() != self._launcher:
+            self._ask("the end of torchrun")
         return self.reason is not None
 
     def __enter__(self) -> Interruption:

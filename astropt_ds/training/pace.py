@@ -14,7 +14,7 @@ from astropt_ds.training.ranks import Ranks
 
 SLOW = 1.5  # times the median's time for the same work
 WAITING = 0.2  # of a step, more than the median waits for data
-TRIALS = 10
+TRIALS = 30
 
 
 class Place(NamedTuple):
@@ -65,8 +65,7 @@ class Pace:
         return self.ranks.gather(Place(socket.gethostname(), step, wait, pause, *own))
 
     def _compute(self) -> float:
-        # the fastest: what disturbs some of them is not the rank's own pace
-        return min(self._timed_product() for _ in range(TRIALS))
+        return statistics.fmean(self._timed_product() for _ in range(TRIALS))
 
     def _timed_product(self) -> float:
         cuda = self.ranks.device.type == "cuda"
@@ -79,14 +78,29 @@ class Pace:
         return time.perf_counter() - start
 
 
-def stragglers(places: list[Place]) -> list[str]:
-    """A line on each rank that holds up the others."""
+def slow_ranks(places: list[Place]) -> set[int]:
+    """The ranks that compute slowly, in one comparison."""
+    if not places:
+        return set()
+    compute = statistics.median_low(place.compute_s for place in places)
+    return {rank for rank, place in enumerate(places) if place.compute_s > SLOW * compute}
+
+
+def stragglers(places: list[Place], before: list[Place]) -> list[str]:
+    """A line on each rank that holds up the others.
+
+    Args:
+        places: of all ranks.
+        before: of the comparison before. A rank that computes slowly once may just have been
+            disturbed; one that does so twice is named.
+    """
+    slow = slow_ranks(places) & slow_ranks(before)
     compute = statistics.median_low(place.compute_s for place in places)
     wait = statistics.median_low(place.data_wait_s for place in places)
     found = []
     for rank, place in enumerate(places):
         name = f"straggler: rank {rank} on {place.host}"
-        if place.compute_s > SLOW * compute:
+        if rank in slow:
             found.append(
                 f"{name} computes {place.compute_s / compute:.1f} times slower than others"
             )

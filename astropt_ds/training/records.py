@@ -38,6 +38,7 @@ class Records:
     def __init__(self, config: Config, folder: Path, step: int, ranks: Ranks) -> None:
         self.config, self.folder = config, folder
         self._ranks, self._writes = ranks, ranks.main
+        self._places: list[Place] = []  # of the last comparison
         found: list[dict[str, Any]] = []
         with ranks.together():
             if ranks.main:
@@ -76,8 +77,9 @@ class Records:
         """Record the pace of every rank, and show who holds up the others."""
         values = {key: [getattr(place, key) for place in places] for key in Place._fields}
         self.note("pace", step, **values)
-        for line in stragglers(places):
+        for line in stragglers(places, self._places):
             self.event("straggler", step, line)
+        self._places = places
 
     def note(self, name: str, step: int, **values: Any) -> None:
         """Record that something happened, without showing it."""
@@ -90,7 +92,8 @@ class Records:
             found = read_metrics(self.folder) if self._writes else []
         losses = [(r["n"], r["loss"]) for r in found if r["kind"] == "val"]
         losses = [(n, loss) for n, loss in losses if n == losses[-1][0]]  # on the same set
-        course = f"{losses[0][1]:.4f} -> {losses[-1][1]:.4f}" if losses else "not taken here"
+        ends = dict.fromkeys(f"{loss:.4f}" for _, loss in (*losses[:1], *losses[-1:]))
+        course = " -> ".join(ends) or "not taken here"
         return f"validation loss {course}; pictures in {self.folder / 'samples'}"
 
     def train(self, step: int, seconds: float, values: dict[str, Any]) -> None:

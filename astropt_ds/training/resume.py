@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from astropt_ds.config import Config, ScheduleConfig
 from astropt_ds.errors import UserError
+from astropt_ds.model_folder import CONFIG
 from astropt_ds.schedule import first_change, lr_factor
 from astropt_ds.training import checkpoint
 from astropt_ds.training.ranks import Ranks
@@ -111,6 +112,12 @@ def check_fits(path: Path, manifest: dict[str, Any], config: Config, data_hash: 
                 f"{path} was made with {key}={then}; this run has {now}: keep the old value, or "
                 "name another run.dir"
             )
+    begun = manifest["state"]["config"]["model"]["init_from"]
+    if config.model.init_from not in (None, begun):
+        raise UserError(
+            f"model.init_from={config.model.init_from}: {path} has weights already, begun from "
+            f"{begun or 'none'}; leave it out, or name another run.dir"
+        )
     if manifest["step"] > config.run.steps:
         raise UserError(
             f"run.steps={config.run.steps}: {path} is beyond that; more steps would go on from it"
@@ -121,25 +128,52 @@ def changes(manifest: dict[str, Any], config: Config) -> list[str]:
     """A line on each change since the checkpoint that moves the course of the training."""
     then = manifest["state"]["config"]
     lines = [
-        f"warning: optim.{key} was {then['optim'][key]} and is {now} from here on"
+        f"optim.{key} was {then['optim'][key]} and is {now} from here on"
         for key, now in config.model_dump(mode="json")["optim"].items()
         if then["optim"][key] != now
     ]
+    if then["precision"] != config.precision:
+        lines.append(f"precision was {then['precision']} and is {config.precision} from here on")
     before = ScheduleConfig.model_validate(then["schedule"])
     updates = manifest["state"]["engine"]["updates"]
     changed = first_change(before, config.schedule, updates)
     if changed is not None:
         old, new = (lr_factor(updates, schedule) for schedule in (before, config.schedule))
         lines.append(
-            f"warning: the schedule was another one from update {changed} on; at update {updates} "
+            f"the schedule was another one from update {changed} on; at update {updates} "
             f"its factor was {old:.4g} and is {new:.4g} from here on"
         )
     return lines
+
+
+def course_warnings(config: Config) -> list[str]:
+    """A line on each part of the configuration that the run is too short for."""
+    steps, schedule = config.run.steps, config.schedule
+    found = []
+    if steps <= schedule.warmup:
+        found.append(f"the run ends within schedule.warmup={schedule.warmup} updates")
+    elif schedule.kind != "constant" and steps < schedule.decay_until:
+        found.append(
+            f"run.steps={steps} ends before schedule.decay_until={schedule.decay_until}: the "
+            "learning rate does not come down to its floor"
+        )
+    if beyond := [step for step in config.snapshot.steps if step > steps]:
+        found.append(f"snapshot.steps={beyond} lie beyond run.steps={steps}: not made")
+    return found
 
 
 def _nothing_verifies(
     wanted: str, source: Path, passed_over: Sequence[tuple[Path, str]]
 ) -> UserError:
     reasons = "".join(f"; {path}: {reason}" for path, reason in passed_over)
-    found = "no checkpoint verifies" if passed_over else "there is no checkpoint"
-    return UserError(f"run.resume={wanted}: {found} in {source}{reasons}")
+    if (source / CONFIG).exists():
+        return UserError(
+            f"run.resume={wanted}: {source} holds weights alone; model.init_from={wanted} would "
+            "start a new run from them"
+        )
+    if not passed_over:
+        return UserError(f"run.resume={wanted}: there is no checkpoint in {source}")
+    return UserError(
+        f"run.resume={wanted}: no checkpoint verifies in {source}{reasons}; bring one back, or "
+        "name another run.dir"
+    )

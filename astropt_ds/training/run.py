@@ -21,7 +21,14 @@ from astropt_ds.training.interruption import Interruption
 from astropt_ds.training.pace import GarbagePauses, Pace
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.records import Records, counters
-from astropt_ds.training.resume import changes, check_fits, find_start, identity, set_aside
+from astropt_ds.training.resume import (
+    changes,
+    check_fits,
+    course_warnings,
+    find_start,
+    identity,
+    set_aside,
+)
 from astropt_ds.training.saves import Saves
 from astropt_ds.training.validation import Validation
 from astropt_ds.training.watchdog import Watchdog
@@ -58,7 +65,7 @@ class Run:
         self.folder = RunFolder(config.run, ranks)
         self.dir = self.folder.path
         minutes = config.health.hang_minutes
-        self.watchdog = Watchdog(self.dir / "stacks", minutes, ranks.rank)
+        self.watchdog = Watchdog(self.dir / "stacks", minutes, ranks.rank, self._tell_hang)
         self.saves = Saves(config, self.dir, ranks)
         self.bad = BadSamples(config, galaxies.shard_samples)
         self.pace, self.garbage = Pace(ranks), GarbagePauses()
@@ -101,8 +108,9 @@ class Run:
         begins = f"resuming {start.path}" if start.path else begins
         steps = f"at step {self.step} of {self.config.run.steps}"
         self.event("start", f"{begins} {steps}: {description(self.config, self.ranks)}")
-        for text in (*warnings, *self._warnings()):
-            self.event("warning", text)
+        warnings += [*course_warnings(self.config), *self.folder.warnings, *self.galaxies.warnings]
+        for text in warnings:
+            self.event("warning", f"warning: {text}")
         self.saves.reserve(engine)
         self._go_on()
 
@@ -189,7 +197,9 @@ class Run:
             RunAgain: the run stopped before its last step.
         """
         if problem := self.saves.wait(self.records):
-            raise UserError(f"{problem}: given again, the command goes on from an older checkpoint")
+            raise UserError(
+                f"{problem}: given again, the command goes on from the one before, if any"
+            )
         self.energy.close()
         if used := self.energy.total():
             text = "{kwh:.3g} kWh, {kg_co2:.3g} kg of CO2 equivalent in all".format(**used)
@@ -247,16 +257,6 @@ class Run:
             load_weights(folder, self.config.model, engine.shapes(), engine.fragments())
         engine.refresh()
 
-    def _warnings(self) -> list[str]:
-        """What to know before the run starts."""
-        steps, warmup = self.config.run.steps, self.config.schedule.warmup
-        found = [*self.folder.warnings, *self.galaxies.warnings]
-        if steps <= warmup:
-            found.append(f"the run ends within schedule.warmup={warmup} updates")
-        if beyond := [step for step in self.config.snapshot.steps if step > steps]:
-            found.append(f"snapshot.steps={beyond} lie beyond run.steps={steps}: not made")
-        return [f"warning: {text}" for text in found]
-
     def _tell_stop(self) -> str:
         """Say what stopped the run, and how long that took."""
         asked = self.ranks.gather((self.interruption.reason, self.interruption.since))
@@ -267,8 +267,12 @@ class Run:
             f"{reason} on rank {rank}: saved at step {self.step} of {self.config.run.steps}, "
             f"{seconds:.1f} s after it; the same command{again} goes on"
         )
-        self.event("stop", text, reason=reason, rank=rank, durable_s=seconds)
+        self.records.note("stop", self.step, text=text, reason=reason, rank=rank, durable_s=seconds)
         return text
+
+    def _tell_hang(self, text: str) -> None:
+        if hasattr(self, "records"):
+            self.records.note("hang", self.step, text=text)
 
     def _end(self, marker: str, text: str) -> None:
         """Leave the marker, close the records; from then on a launcher may kill whom it likes."""
@@ -285,12 +289,12 @@ class Run:
         self.event("skipped", f"warning: {text}", **values)
         if getattr(rules, result.rule) == "stop":
             raise UserError(f"step {self.step}: {result.skipped}; health.{result.rule}=stop")
+        advice = "a lower optim.lr" + " or a higher health.sigma" * (result.rule == "spike")
         if result.in_a_row >= rules.max_skipped:
             raise UserError(
                 f"step {self.step}: {result.in_a_row} updates in a row were skipped, as many as "
                 f"health.max_skipped allows, the last because {result.skipped}; given again, the "
-                "command meets the same batches from the last checkpoint on: a lower optim.lr or "
-                "a higher health.sigma may help"
+                f"command meets the same batches from its last checkpoint on: {advice} may help"
             )
 
     def _go_on(self) -> None:

@@ -131,6 +131,7 @@ class WeightsAndBiases:
                 id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
                 resume="allow",
                 config=config.model_dump(mode="json"),
+                settings=wandb.Settings(quiet=True),
             )
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())

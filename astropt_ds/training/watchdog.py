@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from astropt_ds.errors import say
@@ -26,10 +27,14 @@ class Watchdog:
         folder: for the stacks, one file a rank.
         minutes: without a call of :meth:`alive`.
         rank: this process.
+        tell: is told of the end, in one line.
     """
 
-    def __init__(self, folder: Path, minutes: float, rank: int) -> None:
+    def __init__(
+        self, folder: Path, minutes: float, rank: int, tell: Callable[[str], None]
+    ) -> None:
         self.folder, self.seconds, self.rank = folder, 60 * minutes, rank
+        self._tell = tell
         self._stderr = os.dup(2)  # even if Python's own is replaced
         self.alive()
         self._ended = threading.Event()
@@ -68,9 +73,11 @@ class Watchdog:
         except OSError as error:  # the folder itself may be what hangs or is full
             print(f"{path}: {error}", file=sys.stderr)
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-        say(
-            f"error: no step for {self.seconds / 60:g} minutes (health.hang_minutes); the stacks "
-            f"of all ranks are in {self.folder}"
+        text = (
+            f"no step for {self.seconds / 60:g} minutes (health.hang_minutes); every rank that "
+            f"could has left its stack in {self.folder}"
         )
+        say(f"error: {text}; the same command goes on from the last checkpoint")
+        self._tell(text)
         time.sleep(GRACE_S)
         os._exit(EXIT_HANG)

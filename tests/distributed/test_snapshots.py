@@ -73,7 +73,8 @@ def test_the_first_holds_the_initial_weights_and_the_last_those_of_the_checkpoin
 
 def test_a_run_starts_from_the_weights_of_another(launch, tiny, pretrained, tmp_path):
     run = tmp_path / "run"
-    weights = snapshot(pretrained, 6)
+    weights = tmp_path / "weights"
+    shutil.copytree(snapshot(pretrained, 6), weights)
     course = ("run.steps=2", "seed=1", "zero.stage=2", "snapshot.schedule=manual")
     more = ("snapshot.steps=[0,2]", "snapshot.dtype=bf16", f"model.init_from={weights}")
     done = train(launch, tiny, run, 2, *course, *more)
@@ -85,10 +86,15 @@ def test_a_run_starts_from_the_weights_of_another(launch, tiny, pretrained, tmp_
     half = load_file(snapshot(run, 0) / "model.safetensors")
     assert all(torch.equal(half[name], original[name].bfloat16()) for name in original)
     # goes on from its own checkpoint, not from those weights again, even where they are gone
-    done = alone(launch, tiny, run, "run.steps=3", "seed=1", f"model.init_from={tmp_path / 'gone'}")
+    shutil.rmtree(weights)
+    again = ("run.steps=3", "seed=1")
+    done = alone(launch, tiny, run, *again, f"model.init_from={weights}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "at step 2 of 3" in done.stdout
     assert [step for step, *_ in losses(run)] == [1, 2, 3]
+    done = alone(launch, tiny, run, *again, f"model.init_from={snapshot(pretrained, 0)}")
+    assert done.returncode == 2
+    assert "has weights already, begun from" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,21 @@ def test_a_second_signal_ends_at_once_whatever_the_run_is_at(launch, tiny, tmp_p
     assert "SIGTERM again: ending at once" in done.stderr
 
 
+def test_ranks_whose_launcher_is_gone_save_and_end(launch, tiny, tmp_path):
+    run = tmp_path / "run"
+
+    def meanwhile():
+        wait_for_step(run, 4)
+        ranks_of(run)[0].parent().send_signal(signal.SIGUSR1)  # which torchrun dies of
+
+    done = train(launch, tiny, run, 2, *ENDLESS, "zero.stage=1", meanwhile=meanwhile)
+    assert done.returncode == -signal.SIGUSR1  # its output ends once all ranks have
+    (event,) = events(run, "stop")
+    assert event["reason"] == "the end of torchrun"
+    assert (run / "requeue").exists()
+    assert (run / "latest").read_text() == f"step-{event['step']:08d}\n"
+
+
 def test_its_time_being_up_stops_a_run_like_a_signal(launch, tiny, tmp_path):
     run = tmp_path / "run"
     done = alone(launch, tiny, run, *ENDLESS, "run.max_hours=0.0005")

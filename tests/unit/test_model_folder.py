@@ -66,7 +66,7 @@ def test_a_tensor_that_was_not_announced_is_no_file(tmp_path):
         (lambda f: (f / "config.json").write_text("{}"), "not the config.json of a model folder"),
         (
             lambda f: (f / "model.safetensors").unlink(),
-            "model.safetensors: is no whole safetensors file",
+            "model.safetensors: cannot be read",
         ),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"x"),

@@ -17,22 +17,30 @@ def places(*changes):
 
 
 def test_ranks_at_the_same_pace_are_not_named():
-    assert stragglers(places()) == []
-    assert stragglers(places((1, {"compute_s": 0.14}), (2, {"data_wait_s": 0.2}))) == []
+    assert stragglers(places(), places()) == []
+    usual = places((1, {"compute_s": 0.14}), (2, {"data_wait_s": 0.2}))
+    assert stragglers(usual, usual) == []
 
 
 def test_a_slow_device_is_named_with_its_host():
-    (line,) = stragglers(places((2, {"compute_s": 0.2})))
+    slow = places((2, {"compute_s": 0.2}))
+    (line,) = stragglers(slow, slow)
     assert line == "straggler: rank 2 on node2 computes 2.0 times slower than others"
 
 
 def test_a_rank_that_waits_for_data_is_named():
-    (line,) = stragglers(places((3, {"data_wait_s": 0.5})))
+    (line,) = stragglers(places((3, {"data_wait_s": 0.5})), [])
     assert line == "straggler: rank 3 on node3 waits 0.500 s a step for data, others 0.010 s"
 
 
 def test_of_two_ranks_the_slow_one_is_named():
-    assert len(stragglers(places((1, {"compute_s": 0.2}))[:2])) == 1
+    two = places((1, {"compute_s": 0.2}))[:2]
+    assert len(stragglers(two, two)) == 1
+
+
+def test_a_rank_that_was_disturbed_once_is_not_named():
+    once, other = places((1, {"compute_s": 0.2})), places((2, {"compute_s": 0.2}))
+    assert stragglers(once, places()) == stragglers(once, other) == stragglers(once, []) == []
 
 
 def test_the_pace_is_the_mean_since_the_last_comparison():
