@@ -112,7 +112,7 @@ def check_fits(path: Path, manifest: dict[str, Any], config: Config, data_hash: 
                 f"{path} was made with {key}={then}; this run has {now}: keep the old value, or "
                 "name another run.dir"
             )
-    begun = manifest["state"]["config"]["model"]["init_from"]
+    begun = manifest["state"]["init_from"]
     if config.model.init_from not in (None, begun):
         raise UserError(
             f"model.init_from={config.model.init_from}: {path} has weights already, begun from "

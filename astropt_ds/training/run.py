@@ -73,6 +73,7 @@ class Run:
             self.energy = RunEnergy(config.energy, ranks)
         self._clock = time.monotonic()
         self._origin: str | None = None  # the checkpoint that the run began with
+        self._init_from = config.model.init_from  # or the weights
         self._validated: int | None = None  # at which step last
         self._loss: float | None = None  # of the last step
 
@@ -173,6 +174,7 @@ class Run:
                 "engine": engine.state(),
                 "bad_samples": self.bad.count,
                 "origin": self._origin,
+                "init_from": self._init_from,
                 "identity": identity(self.config, self.galaxies.hash),
                 "config": self.config.model_dump(mode="json"),
             }
@@ -249,6 +251,7 @@ class Run:
         engine.restored(state["engine"])
         self.step = manifest["step"]
         self.bad.count = state["bad_samples"]
+        self._init_from = state["init_from"]
         self.saves.loaded(path, self.step)
         return changes(manifest, self.config)
 

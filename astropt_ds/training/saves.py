@@ -24,7 +24,6 @@ class Saves:
         config: the run's.
         folder: the run's.
         ranks: its processes.
-
     """
 
     def __init__(self, config: Config, folder: Path, ranks: Ranks) -> None:

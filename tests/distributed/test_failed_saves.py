@@ -106,7 +106,7 @@ def test_where_the_last_save_fails_the_command_says_so_and_goes_on_from_the_one_
     done = course(launch, tiny, run, STEPS + 2 * EVERY)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "No space left on device" in line and "goes on from an older checkpoint" in line
+    assert "No space left on device" in line and "goes on from the one before" in line
     assert "Traceback" not in done.stderr
     assert checkpoints(run) == [*before, STEPS + EVERY]
     assert not (run / "complete").exists()
