@@ -61,9 +61,7 @@ def save(run_dir: Path, step: int, fragments: list[Fragment], state: dict, ranks
     """
     final = run_dir / "checkpoints" / f"step-{step:08d}"
     with staged(final, ranks) as staging:
-        with ranks.together():
-            mine = write_fragments(staging, fragments, ranks)
-        parts = ranks.gather(mine)
+        parts = write_fragments(staging, fragments, ranks)
         with ranks.together():
             if ranks.main:
                 manifest: dict[str, Any] = {

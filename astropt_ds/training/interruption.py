@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from astropt_ds.errors import say
@@ -58,12 +57,7 @@ class Interruption:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)

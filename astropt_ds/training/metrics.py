@@ -14,7 +14,7 @@ from typing import Any
 
 from astropt_ds.config import Config
 from astropt_ds.errors import UserError
-from astropt_ds.files import write_durably
+from astropt_ds.files import replace_durably
 from astropt_ds.training.trackers import Trackers
 
 METRICS = "metrics.jsonl"
@@ -47,10 +47,8 @@ class Metrics:
         kept = [line for line, r in _records(self.path) if step > 0 and r["step"] <= step]
         self._warn = warn
         self._trackers = Trackers(folder, step, config, warn)
-        partial = self.path.with_name(METRICS + ".partial")
         try:
-            write_durably(partial, "".join(f"{line}\n" for line in kept))
-            os.replace(partial, self.path)
+            replace_durably(self.path, "".join(f"{line}\n" for line in kept))
             # not "ab": where a file is opened to append, Linux ignores the position of pwrite
             self._file = self.path.open("r+b", buffering=0)
         except OSError as error:

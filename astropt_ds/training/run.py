@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from astropt_ds.config import Config
@@ -149,7 +148,7 @@ class Run:
             self.bad.add(faults, self.step)
         if result.skipped:
             self._tell_skipped(result)
-        if self.ranks.size > 1 and self.step % self.config.health.pace_every == 0:
+        if self.step % self.config.health.pace_every == 0:
             self.records.pace(self.step, self.pace.compare())
             self._go_on()
 
@@ -223,12 +222,7 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.saves.close()
         self.garbage.close()
         self.energy.close()

@@ -81,9 +81,7 @@ def save(
     """
     weights = [replace(f, values=f.values.to(dtype)) for f in fragments if f.state == WEIGHT]
     with staged(path, ranks) as staging:
-        with ranks.together():
-            mine = write_fragments(staging, weights, ranks)
-        parts = ranks.gather(mine)
+        parts = write_fragments(staging, weights, ranks)
         with ranks.together():
             if ranks.main:
                 tensors = merge(parts)

@@ -42,13 +42,21 @@ def staged(final: Path, ranks: Ranks) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_fragments(folder: Path, fragments: list[Fragment], ranks: Ranks) -> dict[str, Any]:
-    """Write the fragments that this rank owns to its file, onto the disk, and describe it.
+def write_fragments(folder: Path, fragments: list[Fragment], ranks: Ranks) -> list[dict[str, Any]]:
+    """Write the fragments that each rank owns to its file, onto the disk. Collective.
+
+    Returns:
+        A description of every rank's file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: a rank's cannot be written.
     """
-    path = folder / f"rank-{ranks.rank:05d}.safetensors"
+    with ranks.together():
+        mine = _write(folder / f"rank-{ranks.rank:05d}.safetensors", fragments)
+    return ranks.gather(mine)
+
+
+def _write(path: Path, fragments: list[Fragment]) -> dict[str, Any]:
     owned = [fragment for fragment in fragments if fragment.owned]
     tensors = {fragment_key(f.state, f.name, f.offset): f.values.cpu().contiguous() for f in owned}
     try:
@@ -56,7 +64,7 @@ def write_fragments(folder: Path, fragments: list[Fragment], ranks: Ranks) -> di
     except Exception as error:  # safetensors wraps the operating system's errors in its own
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be written ({reason})") from None
-    path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes it its owner's alone
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it its owner's alone
     sync_file(path)
     return {
         "file": path.name,
@@ -74,7 +82,7 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Every logical tensor with its fragments [offset, length, file], in order.
 
     Args:
-        parts: what :func:`write_fragments` returned on each rank.
+        parts: what :func:`write_fragments` returned.
     """
     tensors: dict[str, Any] = {}
     for part in parts:
