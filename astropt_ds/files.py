@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -41,6 +45,31 @@ def replace_durably(path: Path, text: str) -> None:
     write_durably(partial, text)
     os.replace(partial, path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """A path to write a file or a folder at, which gets its name only when the block succeeds.
+
+    Raises:
+        FileExistsError: something has the name.
+    """
+    if final.exists():
+        raise FileExistsError(errno.EEXIST, "exists already", str(final))
+    staging = final.with_name(final.name + ".partial")
+    _remove(staging)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield staging
+        sync_folder(staging) if staging.is_dir() else sync_file(staging)
+        staging.rename(final)
+        sync_folder(final.parent)
+    finally:
+        _remove(staging)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from astropt_ds.attention import attention, resolve_kernel
 from astropt_ds.config import ModelConfig
 from astropt_ds.layers import MLP, Embedding, Init, Linear, decoder, encoder
+from astropt_ds.tokens import grid, standardise
 
 
 class SelfAttention(nn.Module):
@@ -139,6 +140,28 @@ class AstroPT(nn.Module):
         losses = huber_per_image(predictions, targets)
         return predictions, (losses if weights is None else losses * weights).mean()
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """The tokens of images, as this model reads them: its preprocessing, on its device.
+
+        Args:
+            images: (batch, side, side, channels), as stored: uint8 from 0 to 255, or fluxes.
+
+        Returns:
+            (batch, tokens, values), fp32: standardised patches in spiral order.
+
+        Raises:
+            ValueError: they are not square, or of other channels than the model's, or the side is
+                no multiple of the patch.
+        """
+        modality = self.config.modalities["images"]
+        if images.ndim != 4 or images.shape[1] != images.shape[2]:
+            raise ValueError(f"images of shape {list(images.shape)}: (batch, side, side, channels)")
+        if images.shape[3] != modality.channels:
+            raise ValueError(f"{images.shape[3]} channels; the model reads {modality.channels}")
+        geometry = grid(images.shape[1], modality.patch, self.config.orientation)
+        device = self.transformer.ln_f.weight.device
+        return standardise(geometry.cut(images.to(device)))
+
     def hidden_states(
         self, tokens: Tensor, layer: int | str = "last", prefix: int | None = None
     ) -> Tensor:
@@ -189,6 +212,13 @@ class AstroPT(nn.Module):
                 f"layer {layer!r}: 'last', 'middle' or a number from {-layers} to {layers - 1} fits"
             )
         return index % layers + 1
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a model by its name, in order; nothing is allocated."""
+    with torch.device("meta"):
+        model = AstroPT(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def huber_per_image(predictions: Tensor, targets: Tensor) -> Tensor:

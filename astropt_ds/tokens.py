@@ -100,6 +100,21 @@ class Grid:
         np.take(rows, self.lines, axis=0, out=out.reshape(len(self.lines), -1), mode="clip")
         return out
 
+    def cut(self, images: Tensor) -> Tensor:
+        """Cut a batch of images into patches, on the device they are on: :meth:`to_patches`.
+
+        Args:
+            images: (batch, side, side, channels), any dtype.
+
+        Returns:
+            (batch, tokens, patch * patch * channels), the same dtype, in spiral order.
+        """
+        if self.orientation == "columns":
+            images = images.transpose(1, 2)
+        rows = images.reshape(len(images), self.side * self.n, -1)
+        index = torch.from_numpy(self.lines).to(images.device)
+        return rows[:, index].reshape(len(images), self.tokens, -1)
+
     def to_images(self, patches: Tensor) -> Tensor:
         """The inverse of :meth:`to_patches` for a batch.
 

@@ -212,11 +212,6 @@ class Engine:
         """The fp32 weights and AdamW moments that this rank holds, as writable views."""
         return fragments(self.engine)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all parameters, whole: under ZeRO-3 they are empty tensors that know their shape."""
-        parameters = self.engine.module.named_parameters()
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters}
-
     def refresh(self) -> None:
         """To be called on all ranks after weights among the fragments were overwritten."""
         refresh(self.engine)

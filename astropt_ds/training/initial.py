@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 from astropt_ds.config import ModelConfig
 from astropt_ds.errors import UserError
-from astropt_ds.model_folder import CONFIG, WEIGHTS, read_model_config, read_weights
+from astropt_ds.model_folder.config_json import CONFIG, read_model_config
+from astropt_ds.model_folder.weights import StoredWeights
 from astropt_ds.training.fragments import WEIGHT, Fragment
 
 
-def load_weights(
-    folder: Path,
-    model: ModelConfig,
-    shapes: Mapping[str, tuple[int, ...]],
-    fragments: list[Fragment],
-) -> None:
+def load_weights(folder: Path, model: ModelConfig, fragments: list[Fragment]) -> None:
     """Overwrite the weights among this rank's fragments with those of a model folder.
 
     Args:
         folder: config.json and model.safetensors.
         model: the run's, which must be the folder's.
-        shapes: of all its parameters, whole.
         fragments: what this rank holds of them.
 
     Raises:
@@ -41,16 +35,9 @@ def load_weights(
             wanted[fragment.name].append(fragment)
     if differences:
         raise UserError(f"model.init_from={folder}/{CONFIG}: " + "; ".join(differences))
-    found = set()
-    for name, tensor in read_weights(folder):
-        found.add(name)
-        if name not in shapes or tuple(tensor.shape) != shapes[name]:
-            here = list(shapes[name]) if name in shapes else "nothing"
-            differences.append(f"{name} is {list(tensor.shape)} there and {here} here")
-            continue
-        for fragment in wanted[name]:
+    weights = StoredWeights(folder, model)
+    for name, held in wanted.items():
+        tensor = weights.tensor(name)
+        for fragment in held:
             start = fragment.offset
             fragment.values.copy_(tensor.view(-1)[start : start + fragment.values.numel()])
-    differences += [f"{name} is missing" for name in sorted(shapes.keys() - found)]
-    if differences:
-        raise UserError(f"model.init_from={folder}/{WEIGHTS}: " + "; ".join(differences))

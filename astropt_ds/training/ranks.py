@@ -59,6 +59,8 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's small picklable value, on every rank."""
+        if self.size == 1:  # which may be without a process group: a tool's one process
+            return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
@@ -96,6 +98,10 @@ class Ranks:
             rank = next(rank for rank, problem in enumerate(problems) if problem)
             everywhere = all(problem == problems[rank] for problem in problems)
             raise UserError(problems[rank] if everywhere else f"rank {rank}: {problems[rank]}")
+
+
+# A tool's one process, which needs no process group.
+ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 
 @contextmanager

@@ -155,6 +155,21 @@ def counters(config: Config, step: int) -> dict[str, int]:
     return {"samples": samples, "tokens": samples * tokens, "flops": flops}
 
 
+def training_facts(
+    config: Config, step: int, updates: int, data: Any, losses: dict[str, float | None]
+) -> dict[str, Any]:
+    """What a checkpoint and a model folder say of the training, as JSON holds it."""
+    return {
+        "step": step,
+        "updates": updates,
+        **counters(config, step),
+        **_known(losses),
+        "image_size": config.data.image_size,
+        "seed": config.seed,
+        "data": data,
+    }
+
+
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     """Numbers that are none become null: JSON has no word for them."""
     unknown = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}

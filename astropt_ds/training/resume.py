@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from astropt_ds.config import Config, ScheduleConfig
 from astropt_ds.errors import UserError
-from astropt_ds.model_folder import CONFIG
+from astropt_ds.model_folder.config_json import CONFIG
 from astropt_ds.schedule import first_change, lr_factor
 from astropt_ds.training import checkpoint
 from astropt_ds.training.ranks import Ranks

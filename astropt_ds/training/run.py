@@ -19,7 +19,7 @@ from astropt_ds.training.initial import load_weights
 from astropt_ds.training.interruption import Interruption
 from astropt_ds.training.pace import GarbagePauses, Pace
 from astropt_ds.training.ranks import Ranks
-from astropt_ds.training.records import Records, counters
+from astropt_ds.training.records import Records, training_facts
 from astropt_ds.training.resume import (
     changes,
     check_fits,
@@ -75,6 +75,7 @@ class Run:
         self._init_from = config.model.init_from  # or the weights
         self._validated: int | None = None  # at which step last
         self._loss: float | None = None  # of the last step
+        self._val_loss: float | None = None  # of the last validation
 
     # The course of a run.
 
@@ -98,7 +99,7 @@ class Run:
                 if self.step < self.config.run.steps:
                     self.folder.unmark()
         if last := self.records.last_validation:  # made after the save, perhaps
-            self._validated = last["step"]
+            self._validated, self._val_loss = last["step"], last["loss"]
         if used := self.records.last_energy:
             self.energy.go_on_from(used)
         for line in passed_over:
@@ -162,28 +163,26 @@ class Run:
         """Record a validation, its failures and its picture. Collective."""
         if self._validated is None:  # the set is fixed: its faults are told once
             self.records.faults("bad_validation_sample", self.step, validation.faults)
-        self._validated = self.step
+        self._validated, self._val_loss = self.step, validation.loss
         self.records.validation(self.step, validation, self.galaxies.grid)
         self._go_on()
 
     def save(self, engine: Engine) -> None:
         """Start to write what is due at this step. Collective."""
         if kinds := self.saves.due(self.step, now=self.stopping):
+            validated = self._validated == self.step
+            losses = {"loss": self._loss, "val_loss": self._val_loss if validated else None}
+            facts = training_facts(
+                self.config, self.step, engine.updates, self.galaxies.hash, losses
+            )
             state = {
                 "engine": engine.state(),
+                "facts": facts,
                 "bad_samples": self.bad.count,
                 "origin": self._origin,
                 "init_from": self._init_from,
                 "identity": identity(self.config, self.galaxies.hash),
                 "config": self.config.model_dump(mode="json"),
-            }
-            facts = {
-                "step": self.step,
-                "updates": engine.updates,
-                **counters(self.config, self.step),
-                "loss": self._loss,
-                "seed": self.config.seed,
-                "data": self.galaxies.hash,
             }
             self.saves.start(kinds, self.step, engine, state, facts, self.records)
             if used := self.energy.total():
@@ -251,7 +250,7 @@ class Run:
 
     def _load_weights(self, engine: Engine, folder: Path) -> None:
         with self.ranks.together():
-            load_weights(folder, self.config.model, engine.shapes(), engine.fragments())
+            load_weights(folder, self.config.model, engine.fragments())
         engine.refresh()
 
     def _tell_stop(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.config import Config
+from astropt_ds.model_folder.weights import DTYPES
 from astropt_ds.training import checkpoint, snapshots
 from astropt_ds.training.engine import Engine
 from astropt_ds.training.fragments import Fragment
@@ -85,7 +86,7 @@ class Saves:
                 snapshots.save,
                 snapshots.snapshot_path(self.folder, step),
                 self.config.model,
-                snapshots.DTYPES[self.config.snapshot.dtype],
+                DTYPES[self.config.snapshot.dtype],
                 facts,
             ),
         }

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from astropt_ds.config import ModelConfig
 from astropt_ds.config_run import SnapshotConfig
-from astropt_ds.model_folder import write_config, write_weights
+from astropt_ds.model import parameter_shapes
+from astropt_ds.model_folder.folder import write_folder
 from astropt_ds.training.fragments import WEIGHT, Fragment
 from astropt_ds.training.ranks import Ranks
 from astropt_ds.training.staging import (
     check_cover,
-    fragment_key,
     merge,
     replace_folder,
     staged,
+    whole,
     write_fragments,
 )
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def snapshot_steps(config: SnapshotConfig, last: int) -> set[int]:
@@ -86,26 +81,10 @@ def save(
             if ranks.main:
                 tensors = merge(parts)
                 check_cover(tensors, [WEIGHT])
-                shapes = {name: tuple(tensor["shape"]) for name, tensor in tensors.items()}
-                write_weights(staging, shapes, dtype, _whole(staging, tensors))
+                names = parameter_shapes(model)
+                values = ((name, whole(staging, tensors, name, WEIGHT)) for name in names)
+                write_folder(staging, model, dtype, facts, values)
                 for part in parts:
                     (staging / part["file"]).unlink()
-                write_config(staging, model, dtype, facts)
                 replace_folder(staging, path)
     return path
-
-
-def _whole(folder: Path, tensors: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of fragments that lie in a folder, flattened."""
-    names = {file for t in tensors.values() for *_, file in t["fragments"][WEIGHT]}
-    with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(safe_open(folder / name, framework="pt"))
-            for name in sorted(names)
-        }
-        for name, tensor in tensors.items():
-            pieces = [
-                files[file].get_tensor(fragment_key(WEIGHT, name, offset))
-                for offset, _, file in tensor["fragments"][WEIGHT]
-            ]
-            yield name, torch.cat(pieces)

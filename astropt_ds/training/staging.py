@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file, sync_file, sync_folder
@@ -113,6 +116,30 @@ def check_cover(tensors: dict[str, Any], states: Iterable[str]) -> None:
                 end = offset + length
             if end != math.prod(tensor["shape"]):
                 raise UserError(f"checkpoint: {state} of {name} ends at element {end}")
+
+
+def whole(folder: Path, tensors: dict[str, Any], name: str, state: str) -> Tensor:
+    """One logical tensor in one of its states, put together; fp32, or as its fragments are.
+
+    Args:
+        folder: where the ranks' files are.
+        tensors: of the checkpoint, as :func:`merge` returns them.
+        name: of the tensor.
+        state: weight or moment.
+
+    Raises:
+        UserError: a file does not hold what the manifest tells.
+    """
+    pieces = []
+    for offset, _, file in tensors[name]["fragments"][state]:
+        try:
+            # opened anew each time: the pages of a file that stays mapped count as memory
+            with safe_open(folder / file, framework="pt") as stored:
+                pieces.append(stored.get_tensor(fragment_key(state, name, offset)))
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder / file}: cannot be read ({reason})") from None
+    return torch.cat(pieces).view(tensors[name]["shape"])
 
 
 def replace_folder(staging: Path, final: Path) -> None:

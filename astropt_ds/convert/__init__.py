@@ -1,0 +1,6 @@
+"""Weights from wherever they are to wherever they are wanted, one tensor at a time.
+
+``find`` recognises an input by its content and opens it as a ``Source``: a model folder
+(``model_folders``), a run or a checkpoint of ours (``checkpoints``), DeepSpeed's own (``zero``), or
+an AstroPT file (``astropt`` over ``torch_file``). ``write`` makes a model folder of it.
+"""

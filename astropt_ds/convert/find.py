@@ -1,0 +1,46 @@
+"""What an input is, by its content."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from astropt_ds.config import ModelConfig
+from astropt_ds.convert.astropt import AstroPTSource
+from astropt_ds.convert.checkpoints import CheckpointSource, is_checkpoint
+from astropt_ds.convert.model_folders import FolderSource
+from astropt_ds.convert.source import Source
+from astropt_ds.convert.zero import ZeroSource, is_zero
+from astropt_ds.errors import UserError
+from astropt_ds.model_folder.config_json import CONFIG
+
+KNOWN = (
+    "a model folder (config.json), a run's folder or checkpoint, a checkpoint of DeepSpeed's own, "
+    "or an AstroPT .pt file would be right"
+)
+
+
+def open_source(path: Path, model: ModelConfig | None = None) -> Source:
+    """Open whatever holds a model's weights.
+
+    Args:
+        path: a model folder, a run's folder or one of its checkpoints, a checkpoint of DeepSpeed's
+            own (also a universal one), or an AstroPT file of any generation.
+        model: whose weights they are, where the input does not tell: DeepSpeed's checkpoints.
+
+    Raises:
+        UserError: it is none of these, is damaged, or does not fit the model.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; {KNOWN}")
+    if path.is_dir() and is_zero(path):
+        return ZeroSource(path, model)
+    if model is not None:
+        raise UserError(f"{path}: tells its own model; a configuration goes with DeepSpeed's alone")
+    if path.is_file() and zipfile.is_zipfile(path):
+        return AstroPTSource(path)
+    if (path / CONFIG).is_file():
+        return FolderSource(path)
+    if path.is_dir() and is_checkpoint(path):
+        return CheckpointSource(path)
+    raise UserError(f"{path}: not recognised; {KNOWN}")
