@@ -49,6 +49,7 @@ class CheckpointSource(Source):
         try:
             config = Config.model_validate(state["config"])
             facts = state["facts"]
+            updates = state["engine"]["updates"]
         except (KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{found / checkpoint.MANIFEST}: not a run's ({reason})") from None
@@ -56,6 +57,7 @@ class CheckpointSource(Source):
         tensors = {name: (tuple(t["shape"]), torch.float32) for name, t in self._tensors.items()}
         check_tensors(found, tensors, parameter_shapes(config.model))
         optim = config.optim.model_dump(include={"lr", "betas", "eps", "weight_decay"})
+        optim["updates"] = updates
         what = f"checkpoint of step {manifest['step']}"
         super().__init__(what, checkpoint.FORMAT, config.model, torch.float32, facts, optim)
 

@@ -112,7 +112,7 @@ def _write_file(
             name, values = next(tensors, ("nothing", torch.empty(0)))
             if name != expected or values.numel() != math.prod(shape):
                 raise ValueError(f"{name} where {expected} was announced")
-            data = as_bytes(_cast(name, values, dtype))
+            data = as_bytes(cast(name, values, dtype))
             digest.update(data)
             file.write(data)
         file.seek(8 + text.index(unknown.encode()))
@@ -120,11 +120,16 @@ def _write_file(
     sync_file(path)
 
 
-def _cast(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = values.to(dtype)
-    if dtype == torch.float16 and (cast.isinf() & values.isfinite()).any():
+def cast(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in another dtype.
+
+    Raises:
+        UserError: one is too large for it.
+    """
+    found = values.to(dtype)
+    if dtype == torch.float16 and (found.isinf() & values.isfinite()).any():
         raise UserError(f"fp16: {name} has values beyond 65504; bf16 or fp32 would be right")
-    return cast
+    return found
 
 
 def as_bytes(values: Tensor) -> memoryview:

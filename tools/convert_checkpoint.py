@@ -1,0 +1,86 @@
+"""Convert weights between runs, model folders, AstroPT's .pt files and DeepSpeed's checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from astropt_ds.config_source import load_config
+from astropt_ds.convert.find import open_source
+from astropt_ds.convert.generations import PREFIXES, inexpressible
+from astropt_ds.convert.source import Source
+from astropt_ds.convert.write import write_astropt, write_model_folder
+from astropt_ds.errors import UserError, run_cli
+from astropt_ds.model import parameter_shapes
+from astropt_ds.model_folder.weights import DTYPES
+
+HUB, ASTROPT = "hub", "astropt-"
+TARGETS = (HUB, *(ASTROPT + generation for generation in PREFIXES))
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="X",
+        help="a run's folder or checkpoint, a model folder, an AstroPT .pt file, or a checkpoint "
+        "that DeepSpeed wrote; recognised by its content",
+    )
+    parser.add_argument("--output", type=Path, metavar="Y", help="a folder, or a .pt file; new")
+    parser.add_argument("--to", choices=TARGETS, default=HUB, help="default: hub, a model folder")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the input's")
+    parser.add_argument("--optimizer", action="store_true", help="AdamW's state too; to astropt")
+    parser.add_argument("--dry-run", action="store_true", help="only say what the input is")
+    told = parser.add_argument_group("for DeepSpeed's checkpoints, which do not tell their model")
+    told.add_argument("--config", metavar="PRESET_OR_YAML", help="that has the model's section")
+    told.add_argument("overrides", nargs="*", metavar="key=value", help="model.tokeniser=aim, say")
+    options = parser.parse_args(argv)
+    if options.overrides and not options.config:
+        raise UserError(f"{options.overrides[0]}: goes with --config")
+    if options.output is None and not options.dry_run:
+        raise UserError("--output is missing: where to write; --dry-run does without")
+    if options.optimizer and options.to == HUB:
+        raise UserError("--optimizer: a model folder holds weights alone; --to astropt-v1, say")
+    model = load_config(options.config, options.overrides).model if options.config else None
+    source = open_source(options.input, model)
+    print(f"{options.input}: {describe(source)}")
+    if options.dry_run:
+        return
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    if options.to == HUB:
+        write_model_folder(source, options.output, dtype)
+    else:
+        generation = options.to.removeprefix(ASTROPT)
+        write_astropt(source, options.output, generation, dtype, options.optimizer)
+    print(f"{options.output}: {options.to}, {size(options.output) / 1e9:.3g} GB")
+
+
+def describe(source: Source) -> str:
+    """What an input is, in a line."""
+    model = source.model
+    parameters = sum(map(math.prod, parameter_shapes(model).values()))
+    stored_as = next(name for name, dtype in DTYPES.items() if dtype == source.dtype)
+    targets = [HUB, *(ASTROPT + g for g in PREFIXES if not inexpressible(model, g))]
+    return (
+        f"{source.what}: {parameters:,} parameters in {stored_as} "
+        f"({parameters * source.dtype.itemsize / 1e9:.3g} GB), {model.layers} layers, "
+        f"{model.heads} heads, width {model.width}, tokeniser {model.tokeniser}, "
+        f"{model.orientation} first, {model.block_size} tokens, patches of {model.images.patch} "
+        f"pixels in {model.images.channels} channels, "
+        + (f"step {source.facts['step']}, " if "step" in source.facts else "")
+        + ("with" if source.optim else "without")
+        + f" optimizer state; can become {', '.join(targets)}"
+    )
+
+
+def size(path: Path) -> int:
+    """Bytes of a file or of a folder's files."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+if __name__ == "__main__":
+    run_cli(main)
