@@ -23,8 +23,8 @@ class Source(ABC):
         model: whose weights it holds.
         dtype: of the weights; fp32 where they differ.
         facts: of the training, as a model folder's config.json holds them.
-        optim: AdamW's lr, betas, eps and weight_decay, and the updates it has made, where its moments
-            are there too.
+        optim: AdamW's lr, betas, eps, weight_decay and updates so far, where its moments are
+            there too.
         sha256: of the file, where it is one; else that of the weights is taken as they are read.
     """
 

@@ -113,9 +113,12 @@ def _adamw(
         {"params": [torch.zeros(1) for _ in split[1]], "weight_decay": 0.0},
     ]
     saved = torch.optim.AdamW(groups, **settings).state_dict()
-    count = Announced((), torch.float32, lambda: torch.tensor(updates))
     saved["state"] = {
-        number: {"step": count, **{m: tensor(torch.float32, m, name) for m in MOMENTS}}
+        # a tensor each, since AdamW counts in place
+        number: {
+            "step": Announced((), torch.float32, lambda: torch.tensor(updates)),
+            **{m: tensor(torch.float32, m, name) for m in MOMENTS},
+        }
         for number, name in enumerate([*split[0], *split[1]])
     }
     return saved
