@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from astropt_ds.benchmark.checkpoint import measure_checkpoint
+from astropt_ds.benchmark.conversion import measure_conversion
 from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamps
 from astropt_ds.benchmark.startup import measure_startup
 from astropt_ds.errors import UserError, run_cli
@@ -43,9 +44,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     data.add_argument("--against", choices=["astropt"], help="AstroPT's own path beside ours")
     saves = commands.add_parser("checkpoint", help="saves beside the training, and not; loads")
     saves.set_defaults(measure=measure_saves)
-    saves.add_argument("--config", default="89m", help="a preset's name or a YAML file (89m)")
-    saves.add_argument("--ranks", type=int, default=2, help="processes, on the CPU (2)")
-    for command, rounds in ((data, 5), (saves, 3)):
+    converts = commands.add_parser("convert", help="checkpoints to model folders and files")
+    converts.set_defaults(measure=measure_converts)
+    for command in (saves, converts):
+        command.add_argument("--config", default="89m", help="a preset's name or a YAML file (89m)")
+        command.add_argument("--ranks", type=int, default=2, help="processes, on the CPU (2)")
+    for command, rounds in ((data, 5), (saves, 3), (converts, 3)):
         text = f"in which all take turns ({rounds})"
         command.add_argument("--rounds", type=int, default=rounds, help=text)
         command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
@@ -56,6 +60,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def measure_saves(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     result = measure_checkpoint(options.config, options.ranks, options.rounds, folder)
     title = f"checkpoints of {options.config} on {options.ranks} CPU ranks"
+    show(title, result)
+    return {title: result}
+
+
+def measure_converts(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    result = measure_conversion(options.config, options.ranks, options.rounds, folder)
+    title = f"conversions of {options.config}, saved by {options.ranks} ranks under ZeRO-3"
     show(title, result)
     return {title: result}
 

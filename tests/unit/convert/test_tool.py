@@ -1,0 +1,98 @@
+"""tools/convert_checkpoint.py, as it is called."""
+
+import json
+
+import pytest
+import torch
+
+from tests.unit.convert.documented import model_args, random_state, save
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    state = random_state("v1", 2, 32)
+    save(folder / "ckpt.pt", state, model_args("v1", 2, 4, 32))
+    (folder / "text.pt").write_text("dear reader")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture
+def convert(launch):
+    def run(*options):
+        return launch(1, "tools/convert_checkpoint.py", *options, launcher="python")
+
+    return run
+
+
+def test_a_file_becomes_a_folder_and_a_file_again(convert, files, tmp_path):
+    folder, back = tmp_path / "folder", tmp_path / "back.pt"
+    done = convert("--input", files / "ckpt.pt", "--output", folder, "--dtype", "bf16")
+    assert done.returncode == 0, done.stderr
+    found, made = done.stdout.splitlines()
+    parameters = sum(tensor.numel() for tensor in random_state("v1", 2, 32).values())
+    for part in (
+        f"AstroPT v1 checkpoint: {parameters:,} parameters in fp32",
+        "AstroPT v1 checkpoint: ",
+        "2 layers, 4 heads, width 32, tokeniser relu, rows ",
+    ):
+        assert part in found
+    assert "without optimizer state; can become hub, astropt-v1" in found
+    assert made.startswith(f"{folder}: hub, ")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    done = convert("--input", folder, "--output", back, "--to", "astropt-v1", "--dtype", "fp32")
+    assert done.returncode == 0, done.stderr
+    assert "model folder: " in done.stdout
+    content = torch.load(back, weights_only=False)
+    for name, tensor in random_state("v1", 2, 32).items():
+        assert torch.equal(content["model"][name], tensor.bfloat16().float())
+
+
+def test_a_dry_run_tells_and_writes_nothing(convert, files, tmp_path):
+    done = convert("--input", files / "ckpt.pt", "--dry-run", "--output", tmp_path / "folder")
+    assert done.returncode == 0, done.stderr
+    assert "AstroPT v1 checkpoint: " in done.stdout and len(done.stdout.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--input", "{files}/ckpt.pt"), "--output is missing: where to write"),
+        (("--input", "{files}/nowhere", "--dry-run"), "{files}/nowhere: does not exist; a model"),
+        (("--input", "{files}/text.pt", "--dry-run"), "{files}/text.pt: not recognised; a model"),
+        (("--input", "{files}/empty", "--dry-run"), "{files}/empty: not recognised; a model"),
+        (
+            ("--input", "{files}/ckpt.pt", "--output", "{files}/text.pt"),
+            "{files}/text.pt: cannot be written (exists already)",
+        ),
+        (
+            ("--input", "{files}/ckpt.pt", "--output", "{new}", "--to", "astropt-v2"),
+            "astropt-v2 cannot express the model: tokeniser relu is no v2's",
+        ),
+        (
+            ("--input", "{files}/ckpt.pt", "--output", "{new}", "--optimizer"),
+            "--optimizer: a model folder holds weights alone",
+        ),
+        (
+            (
+                *("--input", "{files}/ckpt.pt", "--output", "{new}"),
+                *("--to", "astropt-v1", "--optimizer"),
+            ),
+            "the AstroPT v1 checkpoint holds no optimizer state",
+        ),
+        (("--input", "{files}/ckpt.pt", "--config", "1m", "--dry-run"), "tells its own model"),
+        (
+            ("--input", "{files}/ckpt.pt", "--dry-run", "model.width=32"),
+            "model.width=32: goes with --config",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(convert, files, tmp_path, options, message):
+    places = {"files": files, "new": tmp_path / "new"}
+    done = convert(*(option.format(**places) for option in options))
+    assert done.returncode == 2, done.stderr
+    assert message.format(**places) in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
