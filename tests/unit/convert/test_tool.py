@@ -1,10 +1,13 @@
 """tools/convert_checkpoint.py, as it is called."""
 
 import json
+import runpy
 
 import pytest
 import torch
 
+from astropt_ds.errors import UserError
+from tests.conftest import REPOSITORY
 from tests.unit.convert.documented import model_args, random_state, save
 
 
@@ -89,10 +92,17 @@ def test_a_dry_run_tells_and_writes_nothing(convert, files, tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(convert, files, tmp_path, options, message):
+def test_a_mistake_is_told_in_a_line_and_writes_nothing(files, tmp_path, options, message):
     places = {"files": files, "new": tmp_path / "new"}
-    done = convert(*(option.format(**places) for option in options))
-    assert done.returncode == 2, done.stderr
-    assert message.format(**places) in done.stderr.splitlines()[-1]
-    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+    main = runpy.run_path(str(REPOSITORY / "tools" / "convert_checkpoint.py"))["main"]
+    with pytest.raises(UserError) as caught:
+        main([option.format(**places) for option in options])
+    assert message.format(**places) in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_it_ends_with_that_line_and_a_code_that_is_not_zero(convert, files):
+    done = convert("--input", files / "text.pt", "--dry-run")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {files / 'text.pt'}: not recognised; a model folder")
