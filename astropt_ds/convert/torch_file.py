@@ -1,8 +1,9 @@
 """Files of ``torch.save``, read without running what a pickle may ask for, tensor by tensor.
 
 Such a file is a zip archive of a pickle and one record a storage. The pickle is read by an
-unpickler that knows how tensors are put together and the stubs that its caller names, and refuses
-everything else by name. Records are checked against the archive's CRC-32 before they are used.
+unpickler that knows how tensors and numbers are put together and the stubs that its caller names,
+and refuses everything else by name. Records are checked against the archive's CRC-32 before they
+are used.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,12 @@ STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+}
+
+
+NUMPY_SCALARS = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in ("bool", "int32", "int64", "float16", "float32", "float64")
 }
 
 
@@ -173,7 +181,7 @@ class TorchFile:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, ordered dictionaries and stubs.
+    """Knows tensors, ordered dictionaries, numpy's scalars as plain numbers, and stubs.
 
     What it hands to a pickle, which may set attributes on it, is made anew for each file.
     """
@@ -195,8 +203,29 @@ class _Unpickler(pickle.Unpickler):
         def parameter(data: StoredTensor, *_: Any) -> StoredTensor:
             return data
 
+        class NumpyDtype:
+            def __init__(self, code: str, *_: Any) -> None:
+                self.name = np.dtype(code).name  # refuses what is no dtype
+
+            def __setstate__(self, state: tuple[Any, ...]) -> None:
+                if state[1] not in ("<", "|"):
+                    raise pickle.UnpicklingError(f"byte order {state[1]!r}")
+
+        def scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float:
+            if dtype.name not in NUMPY_SCALARS or not isinstance(data, bytes):
+                raise pickle.UnpicklingError(f"a numpy scalar of {dtype.name}")
+            return np.frombuffer(data, NUMPY_SCALARS[dtype.name], count=1).item()
+
+        def encode(text: str, encoding: str) -> bytes:
+            return text.encode("latin1")
+
         self._known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
+            # AstroPT's best_val_loss is a numpy scalar, whose bytes protocol 2 holds as text
+            "numpy.dtype": NumpyDtype,
+            "numpy.core.multiarray.scalar": scalar,
+            "numpy._core.multiarray.scalar": scalar,
+            "_codecs.encode": encode,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor_v2": tensor,
             "torch._utils._rebuild_parameter": parameter,

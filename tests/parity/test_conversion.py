@@ -43,7 +43,8 @@ def built(upstream, preset, tokeniser="aim"):
 def saved(path, model, args, **more):
     """As its training script saves."""
     content = {"model": model.state_dict(), "model_args": args, "iter_num": 7, "config": {}}
-    content |= {"best_val_loss": torch.tensor(0.3), "modality_registry": model.modality_registry}
+    loss = np.mean([torch.tensor(0.3)])  # a numpy scalar
+    content |= {"best_val_loss": loss, "modality_registry": model.modality_registry}
     torch.save({**content, **more}, path)
     return path
 

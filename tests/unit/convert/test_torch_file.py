@@ -4,6 +4,7 @@ import pickle
 import random
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ def content():
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "empty": torch.empty(0, 3),
         "dtype": torch.bfloat16,
+        "numpy": [np.float32(0.3), np.float64(-1e300), np.int64(2**60), np.bool_(True)],
     }
 
 
@@ -36,10 +38,19 @@ def test_every_tensor_is_what_torch_load_reads(saved):
     found, expected = TorchFile(saved).content, torch.load(saved, weights_only=False)
     assert found["plain"] == expected["plain"]
     assert found["dtype"] == torch.bfloat16
+    numbers = [number.item() for number in expected["numpy"]]
+    assert found["numpy"] == numbers and list(map(type, numbers)) == [float, float, int, bool]
     for name in ("fp32", "bf16", "count", "view", "transposed", "parameter", "empty"):
         value = found[name].read()
         assert value.dtype == expected[name].dtype
         assert torch.equal(value, expected[name].detach()), name
+
+
+def test_other_numpy_objects_are_refused(tmp_path):
+    for value in (np.zeros(3), np.str_("text"), np.datetime64("2026-01-01")):
+        torch.save([value], tmp_path / "file.pt")
+        with pytest.raises(UserError, match="refused: its pickle asks for numpy|numpy scalar of"):
+            TorchFile(tmp_path / "file.pt")
 
 
 def test_a_part_of_a_flat_tensor_is_read_alone_and_no_more_than_there_is(tmp_path):
