@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -130,6 +131,7 @@ class TorchFile:
         if order not in (b"", b"little"):
             raise UserError(f"{path}: has byte order {order!r}; only b'little' is read")
         try:
+            _check_room(text)
             self.content = _Unpickler(text, self, stubs).load()
         except UserError:
             raise
@@ -178,6 +180,17 @@ class TorchFile:
     def _damaged(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split()) or type(error).__name__
         return UserError(f"{self.path}: damaged, or no file that torch.save wrote ({reason})")
+
+
+def _check_room(text: bytes) -> None:
+    """See that a pickle is no longer than it says, and asks for no more memory than it is long.
+
+    Raises:
+        ValueError: it does, which only a forged one can.
+    """
+    for opcode, argument, _ in pickletools.genops(text):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(text):
+            raise ValueError(f"memo {argument} in {len(text)} bytes")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -5,6 +5,7 @@ import random
 import zipfile
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -128,6 +129,23 @@ def test_what_a_pickle_sets_on_what_it_is_given_does_not_outlast_it(tmp_path):
     write(tmp_path / "d.pt", b"collections\nOrderedDict")
     with pytest.raises(UserError, match="damaged, or no file that torch.save wrote"):
         TorchFile(tmp_path / "d.pt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo of 16 GB
+        b"\x80\x02Np99999999999\n.",
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\x00\x00.",  # bytes of a petabyte
+    ],
+)
+def test_a_forged_pickle_cannot_take_all_memory(tmp_path, text):
+    with zipfile.ZipFile(tmp_path / "file.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", text)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(UserError, match="damaged, or no file that torch.save wrote"):
+        TorchFile(tmp_path / "file.pt")
+    assert psutil.Process().memory_info().rss - before < 50_000_000
 
 
 @pytest.mark.parametrize(
