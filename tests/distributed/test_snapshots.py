@@ -12,6 +12,7 @@ from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.config_json import read_model_config
 from tests.distributed.runs import alone, events, losses, records, train
 
+FILES = ["README.md", "config.json", "model.safetensors", "modeling_astropt.py"]
 COURSE = (
     "run.steps=6",
     "zero.stage=3",
@@ -41,7 +42,7 @@ def test_every_snapshot_is_a_model_folder_with_its_facts(pretrained):
     train_records = {r["step"]: r for r in records(pretrained)}
     for step in steps:
         folder = snapshot(pretrained, step)
-        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(p.name for p in folder.iterdir()) == FILES
         facts = json.loads((folder / "config.json").read_text())["training"]
         assert (facts["step"], facts["updates"], facts["samples"]) == (step, step, 12 * step)
         if step:
