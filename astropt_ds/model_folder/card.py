@@ -28,7 +28,6 @@ TRAINING = {
     "loss": "training loss (Huber, delta 1, of standardised patches)",
     "val_loss": "validation loss",
     "best_val_loss": "best validation loss",
-    "seed": "seed",
     "data": "hash of the data",
     "source": "made from",
 }
@@ -128,7 +127,9 @@ def _magnitude(parameters: int) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
-    return f"{value:,}" if isinstance(value, int) else f"{value}"
+    if isinstance(value, int):
+        return f"{value:,}" if value < 1e12 else f"{value:.3g}"
+    return f"{value}"
 
 
 def _table(rows: dict[str, Any]) -> str:
