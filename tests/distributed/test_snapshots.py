@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from astropt_ds import load_model
 from astropt_ds.config import ModelConfig
 from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.config_json import read_model_config
@@ -70,6 +71,14 @@ def test_the_first_holds_the_initial_weights_and_the_last_those_of_the_checkpoin
             files[file][f"weight/{name}/{at}"] for at, _, file in tensor["fragments"]["weight"]
         ]
         assert torch.equal(torch.cat(pieces), last[name].view(-1))
+
+
+def test_a_run_its_checkpoint_and_its_last_snapshot_load_as_the_same_model(pretrained):
+    paths = [pretrained, pretrained / "checkpoints" / "step-00000006", snapshot(pretrained, 6)]
+    run, checkpoint, last = (dict(load_model(path).named_parameters()) for path in paths)
+    assert run.keys() == checkpoint.keys() == last.keys()
+    for name, parameter in last.items():
+        assert torch.equal(run[name], parameter) and torch.equal(checkpoint[name], parameter)
 
 
 def test_a_run_starts_from_the_weights_of_another(launch, tiny, pretrained, tmp_path):
