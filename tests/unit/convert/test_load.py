@@ -11,6 +11,7 @@ from astropt_ds.config import ModelConfig
 from astropt_ds.convert.find import open_source
 from astropt_ds.convert.write import write_astropt
 from astropt_ds.errors import UserError
+from astropt_ds.tokens import standardise
 from tests.unit.model_folder.folders import galaxies, small, write
 
 TOKENISERS = ("relu", "aim", "affine")
@@ -58,13 +59,20 @@ def test_an_astropt_file_loads_like_a_folder(tmp_path, tokeniser, generation):
     assert same(astropt_ds.load_model(tmp_path / "ckpt.pt"), model)
 
 
-def test_arrays_and_tensors_become_the_same_tokens_of_a_model():
+def test_the_orientation_of_the_generation_decides_how_an_image_is_read():
     images = galaxies()
-    rows, columns = small("relu"), small("aim")
+    # the last token but one lies beside the corner where the spiral ends
+    beside, below = images[:, :16, 16:32], images[:, 16:32, :16]
+    v1, v2 = small("relu").tokens(images), small("aim").tokens(images)
+    assert v1.shape == v2.shape == (2, 36, 768)
+    assert torch.equal(v1[:, -2], standardise(beside.reshape(2, -1)))
+    assert torch.equal(v2[:, -2], standardise(below.transpose(1, 2).reshape(2, -1)))
+
+
+def test_arrays_and_tensors_become_the_same_tokens():
+    images = galaxies()
+    rows = small("relu")
     tokens = rows.tokens(images)
-    assert tokens.shape == (2, 36, 768)
-    assert torch.equal(columns.tokens(images.transpose(1, 2)), tokens)
-    assert not torch.equal(columns.tokens(images), tokens)
     array = images.numpy()
     array.flags.writeable = False  # as arrays of Pillow's images are
     assert torch.equal(rows.tokens(array), tokens)

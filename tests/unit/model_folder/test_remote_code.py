@@ -66,6 +66,18 @@ def test_transformers_fills_every_parameter_and_computes_what_the_model_does(
 
 
 @needs_hub
+def test_patches_and_channels_are_those_of_the_model(auto, tmp_path):
+    modality = ("model.modalities.images.patch=8", "model.modalities.images.channels=5")
+    model = small("affine", *modality)
+    loaded = auto(write(tmp_path / "model", model))
+    fluxes = torch.randn(2, 24, 24, 5, generator=torch.Generator().manual_seed(2))
+    tokens = loaded.tokens(fluxes)
+    assert tokens.shape == (2, 9, 320)
+    assert torch.equal(tokens, model.tokens(fluxes))
+    assert torch.equal(loaded(tokens)[0], model(tokens)[0])
+
+
+@needs_hub
 def test_another_dtype_is_the_same_cast(folders, auto):
     folder = folders["aim"][1]
     loaded = auto(folder, dtype="bfloat16")
