@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Where there is an NVIDIA GPU, torch's default build; elsewhere the CPU build that is pinned.
-PACKAGES := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '-e .[dev,demo,surveys,remote,plots,tensorboard,energy]' || echo '-r requirements-cpu.txt')
+PACKAGES := $(shell nvidia-smi -L >/dev/null 2>&1 && echo '-e .[dev,demo,surveys,remote,hub,plots,tensorboard,energy]' || echo '-r requirements-cpu.txt')
 
 # Make the demo from real images instead: make demo DATA=FOLDER
 DATA ?=

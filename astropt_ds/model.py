@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ class AstroPT(nn.Module):
         losses = huber_per_image(predictions, targets)
         return predictions, (losses if weights is None else losses * weights).mean()
 
-    def tokens(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor | np.ndarray) -> Tensor:
         """The tokens of images, as this model reads them: its preprocessing, on its device.
 
         Args:
@@ -153,6 +154,8 @@ class AstroPT(nn.Module):
             ValueError: they are not square, or of other channels than the model's, or the side is
                 no multiple of the patch.
         """
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(np.array(images, order="C"))  # torch wants it writable
         modality = self.config.modalities["images"]
         if images.ndim != 4 or images.shape[1] != images.shape[2]:
             raise ValueError(f"images of shape {list(images.shape)}: (batch, side, side, channels)")

@@ -6,9 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,24 @@ def find_galaxies() -> Path | None:
 def galaxies() -> Path | None:
     """The folder of real galaxies: ASTROPT_GALAXIES, or the one beside the repository, or none."""
     return find_galaxies()
+
+
+@pytest.fixture(scope="session")
+def hub_cache(tmp_path_factory) -> Iterator[Path]:
+    """Where huggingface_hub, kept off the network, looks for downloads: empty at first."""
+    home = tmp_path_factory.mktemp("hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(home))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        constants = pytest.importorskip("huggingface_hub.constants")  # reads both when imported
+        assert str(home) == constants.HF_HOME
+        yield home / "hub"
+
+
+@pytest.fixture(scope="session")
+def transformers(hub_cache) -> ModuleType:
+    """The library, whose import takes seconds."""
+    return pytest.importorskip("transformers")
 
 
 Launch = Callable[..., subprocess.CompletedProcess]

@@ -27,18 +27,25 @@ from astropt_ds.convert.torch_write import Announced, write_torch_file
 from astropt_ds.errors import UserError
 from astropt_ds.files import staged
 from astropt_ds.model import parameter_shapes
+from astropt_ds.model_folder.card import Release
 from astropt_ds.model_folder.folder import write_folder
 from astropt_ds.model_folder.weights import as_bytes, cast
 from astropt_ds.training.fragments import MOMENTS, WEIGHT
 
 
-def write_model_folder(source: Source, output: Path, dtype: torch.dtype | None = None) -> None:
+def write_model_folder(
+    source: Source,
+    output: Path,
+    dtype: torch.dtype | None = None,
+    release: Release = Release(),  # noqa: B008 (frozen)
+) -> None:
     """Make a model folder; it appears whole or not at all, and the same bytes each time.
 
     Args:
         source: of the weights.
         output: the folder, which must not exist.
         dtype: of the weights in it; the source's if None.
+        release: licence and data sets, for the model card.
 
     Raises:
         UserError: the source is damaged, a value is too large for the dtype, or the folder exists
@@ -48,7 +55,7 @@ def write_model_folder(source: Source, output: Path, dtype: torch.dtype | None =
     with _written(output) as folder:
         folder.mkdir()
         tensors = _with_origin(source, facts)
-        write_folder(folder, source.model, dtype or source.dtype, facts, tensors)
+        write_folder(folder, source.model, dtype or source.dtype, facts, tensors, release)
 
 
 def write_astropt(

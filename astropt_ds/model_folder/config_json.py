@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from astropt_ds.config import ModelConfig
 from astropt_ds.errors import UserError
 from astropt_ds.files import write_durably
+from astropt_ds.model_folder.remote_code import CLASSES
 from astropt_ds.tokens import EPSILON
 
 CONFIG = "config.json"
@@ -30,6 +31,7 @@ def write_config(folder: Path, model: ModelConfig, dtype: torch.dtype, facts: di
     """
     config = {
         "model_type": "astropt",
+        **CLASSES,
         "dtype": str(dtype).removeprefix("torch."),
         "generation": GENERATIONS[model.tokeniser],
         **model.architecture(),

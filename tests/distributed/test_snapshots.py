@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from astropt_ds import load_model
 from astropt_ds.config import ModelConfig
 from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.config_json import read_model_config
 from tests.distributed.runs import alone, events, losses, records, train
 
+FILES = ["README.md", "config.json", "model.safetensors", "modeling_astropt.py"]
 COURSE = (
     "run.steps=6",
     "zero.stage=3",
@@ -41,7 +43,7 @@ def test_every_snapshot_is_a_model_folder_with_its_facts(pretrained):
     train_records = {r["step"]: r for r in records(pretrained)}
     for step in steps:
         folder = snapshot(pretrained, step)
-        assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(p.name for p in folder.iterdir()) == FILES
         facts = json.loads((folder / "config.json").read_text())["training"]
         assert (facts["step"], facts["updates"], facts["samples"]) == (step, step, 12 * step)
         if step:
@@ -69,6 +71,14 @@ def test_the_first_holds_the_initial_weights_and_the_last_those_of_the_checkpoin
             files[file][f"weight/{name}/{at}"] for at, _, file in tensor["fragments"]["weight"]
         ]
         assert torch.equal(torch.cat(pieces), last[name].view(-1))
+
+
+def test_a_run_its_checkpoint_and_its_last_snapshot_load_as_the_same_model(pretrained):
+    paths = [pretrained, pretrained / "checkpoints" / "step-00000006", snapshot(pretrained, 6)]
+    run, checkpoint, last = (dict(load_model(path).named_parameters()) for path in paths)
+    assert run.keys() == checkpoint.keys() == last.keys()
+    for name, parameter in last.items():
+        assert torch.equal(run[name], parameter) and torch.equal(checkpoint[name], parameter)
 
 
 def test_a_run_starts_from_the_weights_of_another(launch, tiny, pretrained, tmp_path):

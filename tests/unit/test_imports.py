@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "astropt_ds"
 # Each room may import from those before it, and from its own.
 FLOORS = (
-    ("errors", "files", "section"),
+    ("__version__", "errors", "files", "section"),
     ("config_run",),
     ("config",),
     ("config_source",),
