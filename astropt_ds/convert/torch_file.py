@@ -39,7 +39,14 @@ STORAGES = {
 
 
 class Stub:
-    """An instance of a class that is not to be run: its attributes and nothing else."""
+    """An instance of a class that is not to be run: its attributes and nothing else.
+
+    Attributes:
+        values: what the class was called with, if it was.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
 
 
 @dataclass(frozen=True)
@@ -195,11 +202,18 @@ class _Unpickler(pickle.Unpickler):
         def parameter(data: StoredTensor, *_: Any) -> StoredTensor:
             return data
 
+        def subclassed(
+            rebuild: Any, _kind: Any, arguments: tuple, _attributes: Any
+        ) -> StoredTensor:
+            return rebuild(*arguments)
+
         self._known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor_v2": tensor,
             "torch._utils._rebuild_parameter": parameter,
+            "torch._tensor._rebuild_from_type_v2": subclassed,  # a tensor with attributes
+            "torch.Tensor": type("Tensor", (), {}),
             **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
             **{str(dtype): dtype for dtype in STORAGES.values()},
             **{name: type(name.rpartition(".")[2], (Stub,), {}) for name in stubs},
