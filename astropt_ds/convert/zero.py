@@ -14,18 +14,16 @@ from torch import Tensor
 
 from astropt_ds.config import ModelConfig
 from astropt_ds.convert.source import Source
-from astropt_ds.convert.zero_layouts import (
-    MODEL_FILES,
-    OPTIM_FILES,
-    UNIVERSAL,
-    Layout,
-    open_layout,
-)
+from astropt_ds.convert.torch_file import TorchFile
+from astropt_ds.convert.zero_layouts import STUBS, Layout, Universal, Whole, known_layout
+from astropt_ds.convert.zero_partitions import OPTIM_FILES, Partitioned
 from astropt_ds.errors import UserError
 from astropt_ds.model import parameter_shapes
 from astropt_ds.model_folder.weights import StoredAs, check_tensors, common_dtype
 from astropt_ds.training.fragments import WEIGHT
 
+MODEL_FILES = "*mp_rank_*_model_states.pt"
+UNIVERSAL = "zero"  # the folder that a universal checkpoint is known by
 POINTERS = ("latest", "latest_universal")  # each names a folder beside it
 SCRIPT = "zero_to_fp32.py"  # which DeepSpeed leaves there, too
 
@@ -58,7 +56,7 @@ class ZeroSource(Source):
 
     def __init__(self, path: Path, model: ModelConfig | None) -> None:
         folder = _checkpoint(path)
-        self._layout = open_layout(folder)
+        self._layout = _open_layout(folder)
         self._names = _our_names(self._layout.tensors)
         found = {ours: self._layout.tensors[theirs] for ours, theirs in self._names.items()}
         problems = list(self._layout.problems)
@@ -109,6 +107,34 @@ def _checkpoint(path: Path) -> Path:
             )
     several = "several checkpoints" if len(tags) > 1 else "a checkpoint"
     raise UserError(f"{path}: {several}, but no file {POINTERS[0]} that names one; {there}")
+
+
+def _open_layout(folder: Path) -> Layout:
+    """Open a checkpoint's folder.
+
+    Raises:
+        UserError: it is damaged, or of a kind that is not read.
+    """
+    headers = sorted(folder.glob(MODEL_FILES))
+    alone = [path for path in headers if path.name.startswith("mp_rank_")]
+    if not headers or (alone and len(headers) > 1):
+        found = ", ".join(path.name for path in headers) or "none"
+        raise UserError(
+            f"{folder}: mp_rank_00_model_states.pt alone, or one of the form "
+            f"zero_pp_rank_0_mp_rank_00_model_states.pt a rank would be right; found {found}"
+        )
+    if parallel := [p.name for p in folder.glob("*_mp_rank_*.pt") if "_mp_rank_00_" not in p.name]:
+        raise UserError(f"{folder}: {parallel[0]} is of a tensor-parallel model, which is not read")
+    header = TorchFile(headers[0], STUBS)
+    with known_layout(header.path):
+        if frozen := header.content["frozen_param_shapes"]:
+            names = ", ".join(frozen)
+            raise UserError(f"{header.path}: parameters were frozen, which is not read: {names}")
+        if header.content["param_shapes"] is None:
+            return Whole(header)
+        if (folder / UNIVERSAL).is_dir():
+            return Universal(header, folder / UNIVERSAL)
+        return Partitioned(header, folder)
 
 
 def _our_names(stored: Iterable[str]) -> dict[str, str]:

@@ -24,10 +24,20 @@ from astropt_ds.training.engine import Engine
 from astropt_ds.training.ranks import Ranks, start
 from astropt_ds.training.records import training_facts
 from astropt_ds.training.resume import identity
-from tests.distributed.scenarios import GLOBAL_IMAGES, build, configuration, global_batch, share
+from tests.distributed.scenarios import (
+    GLOBAL_IMAGES,
+    STAGES,
+    build,
+    configuration,
+    global_batch,
+    share,
+)
 
 STEPS = 5
-ENGINES = [("fp32", stage) for stage in "0123"] + [("bf16", stage) for stage in "123"]
+ENGINES = [
+    *(("fp32", stage) for stage in STAGES),
+    *(("bf16", stage) for stage in ("1", "2", "3")),
+]
 # Other ways in which DeepSpeed can be told to lay its partitions out.
 VARIANTS = {
     "subgroups": ("3", {"sub_group_size": 5000}),

@@ -134,9 +134,28 @@ def test_deepspeeds_model_folders_are_alike_byte_for_byte(folder, tmp_path):
     assert all(checksums == found[0] for checksums in found)
 
 
+def test_moments_that_stage_0_keeps_in_another_order_are_told_apart_or_left(folder, state, copy):
+    path = copy("2-fp32-0")
+    file = path / TAG / "mp_rank_00_model_states.pt"
+    content = torch.load(file, weights_only=False)
+    matrices, rest = content["optimizer"]["param_groups"]
+    ordered = sorted(SHAPES, key=lambda name: len(SHAPES[name]) < 2)  # as our two groups are
+    numbers = [ordered.index(name) for name in SHAPES]
+    for groups, known in (
+        ([{**matrices, "params": numbers}], True),
+        ([{**matrices, "params": matrices["params"][::-1]}, rest], False),
+        ([rest, matrices], False),
+    ):
+        content["optimizer"]["param_groups"] = groups
+        torch.save(content, file)
+        source = open_source(path, MODEL)
+        assert (source.optim is not None) == known
+        assert_equal(tensors(source, STATES if known else ["weight"]), state)
+
+
 @pytest.mark.parametrize("saved", SAVED)
 def test_the_converted_model_predicts_bit_for_bit_what_the_engine_did(folder, models, saved):
-    _, dtype, _ = saved.split("-")  # what the engine computed in
+    _, dtype, *_ = saved.split("-")  # what the engine computed in
     output, _ = models[dtype]
     model = AstroPT(read_model_config(output)).to(DTYPES[dtype])
     weights = StoredWeights(output, model.config)
@@ -217,6 +236,25 @@ def test_files_of_two_checkpoints_make_none(copy, folder):
     path = copy("3-fp32-1")
     shutil.copy(folder / "deepspeed" / "3-aligned" / TAG / (name % 1), path / TAG)
     assert f"{name % 1}: weight of group 0 is" in told(path)
+
+
+def test_kinds_that_are_not_read_are_refused(copy):
+    path = copy("2-fp32-1") / TAG
+    header, optimizer = "mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = torch.load(path / header, weights_only=False)
+    torch.save({**content, "frozen_param_shapes": {"some.weight": (3,)}}, path / header)
+    assert "parameters were frozen, which is not read: some.weight" in told(path)
+    torch.save(content, path / header)
+    (path / (parallel := optimizer.replace("mp_rank_00", "mp_rank_01"))).touch()
+    assert f"{parallel} is of a tensor-parallel model" in told(path)
+    (path / parallel).unlink()
+    (path / "expp_rank_0_mp_rank_00_optim_states.pt").touch()
+    assert "expp_rank_0_mp_rank_00_optim_states.pt: a second file of its rank, or of" in told(path)
+    for file in path.glob("*_optim_states.pt"):
+        file.unlink()
+    assert "*_optim_states.pt, which hold the weights, are missing" in told(path)
+    shutil.copy(path / header, path / f"zero_pp_rank_0_{header}")
+    assert f"found {header}, zero_pp_rank_0_{header}" in told(path)
 
 
 def test_a_missing_file_of_a_universal_checkpoint_is_named(copy):
