@@ -1,6 +1,7 @@
 """Weights from wherever they are to wherever they are wanted, one tensor at a time.
 
 ``find`` recognises an input by its content and opens it as a ``Source``: a model folder
-(``model_folders``), a run or a checkpoint of ours (``checkpoints``), DeepSpeed's own (``zero``), or
-an AstroPT file (``astropt`` over ``torch_file``). ``write`` makes a model folder of it.
+(``model_folders``), a run or a checkpoint of ours (``checkpoints``), DeepSpeed's own (``zero`` over
+``zero_layouts`` and ``zero_partitions``), or an AstroPT file (``astropt``); the latter two over
+``torch_file``. ``write`` makes a model folder of it.
 """

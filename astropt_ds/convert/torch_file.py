@@ -48,7 +48,14 @@ NUMPY_SCALARS = {
 
 
 class Stub:
-    """An instance of a class that is not to be run: its attributes and nothing else."""
+    """An instance of a class that is not to be run: its attributes and nothing else.
+
+    Attributes:
+        values: what the class was called with, if it was.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
 
 
 @dataclass(frozen=True)
@@ -232,6 +239,11 @@ class _Unpickler(pickle.Unpickler):
         def encode(text: str, encoding: str) -> bytes:
             return text.encode("latin1")
 
+        def subclassed(
+            rebuild: Any, _kind: Any, arguments: tuple, _attributes: Any
+        ) -> StoredTensor:
+            return rebuild(*arguments)
+
         self._known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
             # AstroPT's best_val_loss is a numpy scalar, whose bytes protocol 2 holds as text
@@ -242,6 +254,8 @@ class _Unpickler(pickle.Unpickler):
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor_v2": tensor,
             "torch._utils._rebuild_parameter": parameter,
+            "torch._tensor._rebuild_from_type_v2": subclassed,  # a tensor with attributes
+            "torch.Tensor": type("Tensor", (), {}),
             **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
             **{str(dtype): dtype for dtype in STORAGES.values()},
             **{name: type(name.rpartition(".")[2], (Stub,), {}) for name in stubs},

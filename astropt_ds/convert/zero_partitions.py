@@ -1,0 +1,170 @@
+"""Stages 1, 2 and 3 in DeepSpeed 0.19's checkpoints: a file a rank, with its part of fp32 masters.
+
+Stages 1 and 2 lay the parameters of a group end to end and cut the whole among the ranks; stage 3
+cuts each parameter among the ranks and lays the shares of a group end to end. AdamW's moments lie
+as the masters do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from astropt_ds.convert.torch_file import StoredTensor, TorchFile
+from astropt_ds.convert.zero_layouts import STUBS, Layout, known_layout, stored_tensor
+from astropt_ds.errors import UserError
+from astropt_ds.model_folder.weights import StoredAs
+from astropt_ds.training.fragments import MOMENTS, WEIGHT
+
+OPTIM_FILES = "*_optim_states.pt"
+OPTIM_FILE = re.compile(r"(.*zero_pp_rank_)(\d+)(_mp_rank_00_optim_states\.pt)")
+ALIGNMENT = 2  # elements: stages 1 and 2 pad a group so that each rank's part is a multiple
+
+
+class _Place(NamedTuple):
+    """Where a parameter is: a group, its first element there or in each share of it, its length."""
+
+    group: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """What one rank's file holds: a part of each group, in each state."""
+
+    path: Path
+    stage: int
+    count: int
+    parts: Mapping[str, list[StoredTensor]]
+    groups: list[dict[str, Any]]
+    paddings: list[list[int]] | None
+
+
+class Partitioned(Layout):
+    """Stages 1, 2 and 3, and bf16's own optimizer: a file a rank with its part of every group."""
+
+    def __init__(self, header: TorchFile, folder: Path) -> None:
+        problems: list[str] = []
+        ranks: dict[int, _Rank] = {}
+        for path in sorted(folder.glob(OPTIM_FILES)):
+            if not (match := OPTIM_FILE.fullmatch(path.name)) or int(match[2]) in ranks:
+                raise UserError(f"{path}: a second file of its rank, or of no rank at all")
+            try:
+                ranks[int(match[2])] = _open_rank(path)
+            except UserError as error:
+                problems.append(str(error))
+        if not ranks:
+            missing = f"{folder}: {OPTIM_FILES}, which hold the weights, are missing"
+            raise UserError("; ".join(problems) or missing)
+        self._ranks = [ranks[rank] for rank in sorted(ranks)]
+        self._stage, count = self._ranks[0].stage, self._ranks[0].count
+        self._places: dict[str, _Place] = {}
+        tensors: dict[str, StoredAs] = {}
+        paddings = self._ranks[0].paddings or [[0] * len(s) for s in header.content["param_shapes"]]
+        lengths = []
+        for group, shapes in enumerate(header.content["param_shapes"]):
+            start = 0
+            for (name, shape), padding in zip(shapes.items(), paddings[group], strict=True):
+                length = math.prod(shape)
+                self._places[name] = _Place(group, start, length)
+                tensors[name] = (shape, self._ranks[0].parts[WEIGHT][group].dtype)
+                start += math.ceil(length / count) if self._stage == 3 else length + padding
+            lengths.append(start)
+        problems += _missing(folder, ranks, count)
+        problems += _wrong_lengths(ranks, lengths)
+        super().__init__(
+            f"ZeRO stage {self._stage}, {count} rank{'s' * (count > 1)}",
+            header.content["global_steps"],
+            tensors,
+            self._ranks[0].groups if set(MOMENTS) <= self._ranks[0].parts.keys() else None,
+            problems,
+        )
+
+    def read(self, name: str, state: str) -> Tensor:
+        """See :meth:`Layout.read`."""
+        group, start, length = self._places[name]
+        parts = [rank.parts[state][group] for rank in self._ranks]
+        values = torch.empty(length, dtype=parts[0].dtype)
+        at = 0
+        for part in parts:
+            size = part.shape[0]
+            if self._stage == 3:
+                first, last = start, start + min(math.ceil(length / len(parts)), length - at)
+            else:
+                first, last = max(start, 0), min(start + length, size)
+                start -= size  # as the next rank's part counts
+            if first < last:
+                values[at : at + last - first] = part.part(first, last - first)
+                at += last - first
+        return values
+
+
+def _open_rank(path: Path) -> _Rank:
+    content = TorchFile(path, STUBS).content
+    with known_layout(path):
+        state = content["optimizer_state_dict"]
+        if "fp32_flat_groups" in state:
+            stage, masters, adamw = 3, state["fp32_flat_groups"], state["optimizer_state_dict"]
+        else:
+            # bf16's own optimizer, which does not tell, cuts as stage 1 does
+            stage = state["zero_stage"].values[0] if "zero_stage" in state else 1
+            masters, adamw = state["single_partition_of_fp32_groups"], state["base_optimizer_state"]
+        if isinstance(adamw, list):  # elastic_checkpoint: moments, but not whose
+            adamw = {"state": {}, "param_groups": []}
+        count = state["partition_count"]
+        parts = {WEIGHT: [stored_tensor(master) for master in masters]}
+        entries = [adamw["state"].get(group, {}) for group in range(len(masters))]
+        for moment in MOMENTS:
+            if all(moment in entry for entry in entries):
+                parts[moment] = [stored_tensor(entry[moment]) for entry in entries]
+        return _Rank(
+            path,
+            stage,
+            max(count) if isinstance(count, list) else count,
+            parts,
+            adamw["param_groups"],
+            state.get("param_alignment_paddings"),
+        )
+
+
+def _missing(folder: Path, ranks: Mapping[int, _Rank], count: int) -> Iterator[str]:
+    """A line on each rank whose file is not there, or that is none of so many."""
+    before, _, after = OPTIM_FILE.fullmatch(ranks[min(ranks)].path.name).groups()  # type: ignore
+    for rank in range(count):
+        if not (path := folder / f"{before}{rank}{after}").exists():
+            yield f"{path.name} of {count} ranks is missing"
+    for rank in ranks:
+        if rank >= count:
+            yield f"{ranks[rank].path.name} is there of {count} ranks only"
+
+
+def _wrong_lengths(ranks: Mapping[int, _Rank], lengths: list[int]) -> Iterator[str]:
+    """A line on each part whose length is not what its group's parameters need.
+
+    Stages 1 and 2 save the last part with padding or, for the masters, without.
+    """
+    stage, count, states = (first := ranks[min(ranks)]).stage, first.count, first.parts.keys()
+    for rank, saved in ranks.items():
+        told = (saved.stage, saved.count, saved.parts.keys(), len(saved.parts[WEIGHT]))
+        if told != (stage, count, states, len(lengths)):
+            yield f"{saved.path.name} is of another checkpoint than {first.path.name}"
+            continue
+        for state, parts in saved.parts.items():
+            for group, (part, needed) in enumerate(zip(parts, lengths, strict=True)):
+                padded, left = needed, needed
+                if stage < 3:
+                    padded = ALIGNMENT * math.ceil(needed / (ALIGNMENT * count))
+                    left = min(max(needed - rank * padded, 0), padded)
+                if part.shape not in ((padded,), (left,)):
+                    yield (
+                        f"{saved.path.name}: {state} of group {group} is {list(part.shape)}, "
+                        f"not [{left}]"
+                    )
