@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from astropt_ds.config import ModelConfig
-from astropt_ds.convert.torch_file import Stub
+from astropt_ds.convert.unpickle import Stub
 from astropt_ds.errors import UserError
 
 MODALITY, REGISTRY = "astropt.model.ModalityConfig", "astropt.model.ModalityRegistry"
@@ -58,6 +58,14 @@ def upstream_name(name: str, generation: str) -> str:
     for ours, theirs in PREFIXES[generation]:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
+    return name
+
+
+def our_name(name: str, generation: str) -> str:
+    """The inverse of :func:`upstream_name`."""
+    for ours, theirs in PREFIXES[generation]:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
     return name
 
 

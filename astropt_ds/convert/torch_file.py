@@ -1,61 +1,27 @@
 """Files of ``torch.save``, read without running what a pickle may ask for, tensor by tensor.
 
-Such a file is a zip archive of a pickle and one record a storage. The pickle is read by an
-unpickler that knows how tensors and numbers are put together and the stubs that its caller names,
-and refuses everything else by name. Records are checked against the archive's CRC-32 before they
-are used.
+Such a file is a zip archive of a pickle and one record a storage. Each is checked against the
+archive's CRC-32 before it is used.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
-import pickletools
 import struct
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from astropt_ds.convert.unpickle import Refused, unpickle
 from astropt_ds.errors import UserError
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip record: magic, lengths of name and extra field
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-NUMPY_SCALARS = {
-    name: np.dtype(name).newbyteorder("<")
-    for name in ("bool", "int32", "int64", "float16", "float32", "float64")
-}
-
-
-class Stub:
-    """An instance of a class that is not to be run: its attributes and nothing else.
-
-    Attributes:
-        values: what the class was called with, if it was.
-    """
-
-    def __init__(self, *values: Any) -> None:
-        self.values = values
 
 
 @dataclass(frozen=True)
@@ -138,10 +104,9 @@ class TorchFile:
         if order not in (b"", b"little"):
             raise UserError(f"{path}: has byte order {order!r}; only b'little' is read")
         try:
-            _check_room(text)
-            self.content = _Unpickler(text, self, stubs).load()
-        except UserError:
-            raise
+            self.content = unpickle(text, stubs, partial(StoredTensor, self))
+        except Refused as error:
+            raise UserError(f"{path}: refused: its pickle {error}") from None
         except Exception as error:  # so may a damaged pickle
             raise self._damaged(error) from None
 
@@ -187,91 +152,3 @@ class TorchFile:
     def _damaged(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split()) or type(error).__name__
         return UserError(f"{self.path}: damaged, or no file that torch.save wrote ({reason})")
-
-
-def _check_room(text: bytes) -> None:
-    """See that a pickle is no longer than it says, and asks for no more memory than it is long.
-
-    Raises:
-        ValueError: it does, which only a forged one can.
-    """
-    for opcode, argument, _ in pickletools.genops(text):
-        if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(text):
-            raise ValueError(f"memo {argument} in {len(text)} bytes")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors, ordered dictionaries, numpy's scalars as plain numbers, and stubs.
-
-    What it hands to a pickle, which may set attributes on it, is made anew for each file.
-    """
-
-    def __init__(self, text: bytes, file: TorchFile, stubs: Iterable[str]) -> None:
-        super().__init__(io.BytesIO(text))
-        self._file = file
-
-        def tensor(
-            storage: tuple[str, torch.dtype, int],
-            offset: int,
-            shape: tuple[int, ...],
-            stride: tuple[int, ...],
-            *_: Any,
-        ) -> StoredTensor:
-            record, dtype, _numel = storage
-            return StoredTensor(file, record, dtype, tuple(shape), tuple(stride), offset)
-
-        def parameter(data: StoredTensor, *_: Any) -> StoredTensor:
-            return data
-
-        class NumpyDtype:
-            def __init__(self, code: str, *_: Any) -> None:
-                self.name = np.dtype(code).name  # refuses what is no dtype
-
-            def __setstate__(self, state: tuple[Any, ...]) -> None:
-                if state[1] not in ("<", "|"):
-                    raise pickle.UnpicklingError(f"byte order {state[1]!r}")
-
-        def scalar(dtype: NumpyDtype, data: bytes) -> bool | int | float:
-            if dtype.name not in NUMPY_SCALARS or not isinstance(data, bytes):
-                raise pickle.UnpicklingError(f"a numpy scalar of {dtype.name}")
-            return np.frombuffer(data, NUMPY_SCALARS[dtype.name], count=1).item()
-
-        def encode(text: str, encoding: str) -> bytes:
-            return text.encode("latin1")
-
-        def subclassed(
-            rebuild: Any, _kind: Any, arguments: tuple, _attributes: Any
-        ) -> StoredTensor:
-            return rebuild(*arguments)
-
-        self._known: dict[str, Any] = {
-            "collections.OrderedDict": OrderedDict,
-            # AstroPT's best_val_loss is a numpy scalar, whose bytes protocol 2 holds as text
-            "numpy.dtype": NumpyDtype,
-            "numpy.core.multiarray.scalar": scalar,
-            "numpy._core.multiarray.scalar": scalar,
-            "_codecs.encode": encode,
-            "torch.Size": tuple,
-            "torch._utils._rebuild_tensor_v2": tensor,
-            "torch._utils._rebuild_parameter": parameter,
-            "torch._tensor._rebuild_from_type_v2": subclassed,  # a tensor with attributes
-            "torch.Tensor": type("Tensor", (), {}),
-            **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
-            **{str(dtype): dtype for dtype in STORAGES.values()},
-            **{name: type(name.rpartition(".")[2], (Stub,), {}) for name in stubs},
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._known[f"{module}.{name}"]
-        except KeyError:
-            raise UserError(
-                f"{self._file.path}: refused: its pickle asks for {module}.{name}, which is no "
-                "part of a checkpoint's tensors and might run anything"
-            ) from None
-
-    def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
-        kind, dtype, key, _location, numel = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"{kind} of {dtype}")
-        return f"data/{key}", dtype, numel

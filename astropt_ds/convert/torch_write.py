@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astropt_ds.convert.torch_file import STORAGES
+from astropt_ds.convert.unpickle import STORAGES
 from astropt_ds.model_folder.weights import as_bytes
 
 FOLDER = "archive"

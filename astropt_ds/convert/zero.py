@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from astropt_ds.config import ModelConfig
+from astropt_ds.convert.generations import COMPILED, generation_of, our_name
 from astropt_ds.convert.source import Source
 from astropt_ds.convert.torch_file import TorchFile
 from astropt_ds.convert.zero_layouts import STUBS, Layout, Universal, Whole, known_layout
@@ -138,8 +139,10 @@ def _open_layout(folder: Path) -> Layout:
 
 
 def _our_names(stored: Iterable[str]) -> dict[str, str]:
-    """The stored name of each tensor by its name in our model."""
-    return {name: name for name in stored}
+    """The stored name of each tensor by its name in our model; AstroPT's own models have theirs."""
+    plain = {name.replace(COMPILED, ""): name for name in stored}
+    generation = generation_of(list(plain)) or "v3"
+    return {our_name(name, generation): stored for name, stored in plain.items()}
 
 
 def _suggested(found: dict[str, StoredAs]) -> str:
@@ -155,6 +158,7 @@ def _optim(folder: Path, layout: Layout) -> dict[str, Any] | None:
         return None
     try:
         found = {key: layout.groups[0][key] for key in ("lr", "betas", "eps")}
-        return {**found, "weight_decay": max(group["weight_decay"] for group in layout.groups)}
+        decay = max(group["weight_decay"] for group in layout.groups)
+        return {**found, "weight_decay": decay, "updates": layout.step}
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder}: no groups of AdamW's ({error!r})") from None

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import torch
 
-from astropt_ds.convert.torch_file import Stub, TorchFile
+from astropt_ds.convert.torch_file import TorchFile
+from astropt_ds.convert.unpickle import Stub
 from astropt_ds.errors import UserError
 
 
