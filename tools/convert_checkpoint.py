@@ -13,6 +13,7 @@ from astropt_ds.convert.source import Source
 from astropt_ds.convert.write import write_astropt, write_model_folder
 from astropt_ds.errors import UserError, run_cli
 from astropt_ds.model import parameter_shapes
+from astropt_ds.model_folder.card import UNKNOWN, Release
 from astropt_ds.model_folder.weights import DTYPES
 
 HUB, ASTROPT = "hub", "astropt-"
@@ -32,6 +33,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="Y", help="a folder, or a .pt file; new")
     parser.add_argument("--to", choices=TARGETS, default=HUB, help="default: hub, a model folder")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the input's")
+    card = parser.add_argument_group("for the model card of a model folder")
+    card.add_argument("--license", metavar="ID", help="as the Hugging Face hub names it (unknown)")
+    card.add_argument(
+        "--dataset", action="append", metavar="ID", help="on the hub, trained on; may be repeated"
+    )
     parser.add_argument("--optimizer", action="store_true", help="AdamW's state too; to astropt")
     parser.add_argument("--dry-run", action="store_true", help="only say what the input is")
     told = parser.add_argument_group("for DeepSpeed's checkpoints, which do not tell their model")
@@ -42,16 +48,19 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{options.overrides[0]}: goes with --config")
     if options.output is None and not options.dry_run:
         raise UserError("--output is missing: where to write; --dry-run does without")
+    if options.to != HUB and (options.license or options.dataset):
+        raise UserError("--license and --dataset: an AstroPT file has no model card; --to hub has")
     if options.optimizer and options.to == HUB:
         raise UserError("--optimizer: a model folder holds weights alone; --to astropt-v1, say")
     model = load_config(options.config, options.overrides).model if options.config else None
+    release = Release(options.license or UNKNOWN, tuple(options.dataset or ()))
     source = open_source(options.input, model)
     print(f"{options.input}: {describe(source)}")
     if options.dry_run:
         return
     dtype = DTYPES[options.dtype] if options.dtype else None
     if options.to == HUB:
-        write_model_folder(source, options.output, dtype)
+        write_model_folder(source, options.output, dtype, release)
     else:
         generation = options.to.removeprefix(ASTROPT)
         write_astropt(source, options.output, generation, dtype, options.optimizer)

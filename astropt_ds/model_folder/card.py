@@ -18,6 +18,7 @@ from astropt_ds.model_folder.config_json import GENERATIONS, preprocessing
 CARD = "README.md"
 LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")  # docs/hub/repositories-licenses
 DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+UNKNOWN = "unknown"  # a licence, as the hub has it
 TAGS = ["astronomy", "galaxies", "astropt", "self-supervised"]
 TRAINING = {
     "step": "steps",
@@ -45,7 +46,7 @@ class Release:
         UserError: one is not of the hub's form.
     """
 
-    license: str = "unknown"
+    license: str = UNKNOWN
     datasets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
