@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -129,6 +130,7 @@ class TorchFile:
         if order not in (b"", b"little"):
             raise UserError(f"{path}: has byte order {order!r}; only b'little' is read")
         try:
+            _check_sizes(text)
             self.content = _Unpickler(text, self, stubs).load()
         except UserError:
             raise
@@ -179,6 +181,17 @@ class TorchFile:
         return UserError(f"{self.path}: damaged, or no file that torch.save wrote ({reason})")
 
 
+def _check_sizes(text: bytes) -> None:
+    """See that a pickle is whole, and asks for no memory beyond its own size.
+
+    The unpickler would allocate what a damaged or malicious one tells it to before it reads on.
+    """
+    for code, argument, _ in pickletools.genops(text):
+        memo = code.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if memo and isinstance(argument, int) and argument > len(text):
+            raise pickle.UnpicklingError(f"memo {argument} in {len(text)} bytes")
+
+
 class _Unpickler(pickle.Unpickler):
     """Knows tensors, ordered dictionaries and stubs.
 
@@ -223,9 +236,10 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._known[f"{module}.{name}"]
         except KeyError:
+            asked = " ".join(f"{module}.{name}".split())
             raise UserError(
-                f"{self._file.path}: refused: its pickle asks for {module}.{name}, which is no "
-                "part of a checkpoint's tensors and might run anything"
+                f"{self._file.path}: refused: its pickle asks for {asked}, which is no part of a "
+                "checkpoint's tensors and might run anything"
             ) from None
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:

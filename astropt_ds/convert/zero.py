@@ -65,14 +65,14 @@ class ZeroSource(Source):
                 "DeepSpeed's files do not tell the model; --config PRESET_OR_YAML does: they hold "
                 + _suggested(found)
             )
-            raise UserError(f"{folder}: " + "; ".join(problems))
+            raise _told(folder, problems)
         self._shapes = parameter_shapes(model)
         try:
             check_tensors(folder, found, self._shapes)
         except UserError as error:
             problems.append(str(error).removeprefix(f"{folder}: "))
         if problems:
-            raise UserError(f"{folder}: " + "; ".join(problems))
+            raise _told(folder, problems)
         super().__init__(
             f"DeepSpeed checkpoint, {self._layout.what}",
             "deepspeed",
@@ -135,6 +135,11 @@ def _open_layout(folder: Path) -> Layout:
         if (folder / UNIVERSAL).is_dir():
             return Universal(header, folder / UNIVERSAL)
         return Partitioned(header, folder)
+
+
+def _told(folder: Path, problems: list[str]) -> UserError:
+    """All of them in a line; a damaged file's names may have line breaks."""
+    return UserError(" ".join(f"{folder}: {'; '.join(problems)}".split()))
 
 
 def _our_names(stored: Iterable[str]) -> dict[str, str]:
