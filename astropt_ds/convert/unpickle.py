@@ -142,8 +142,9 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._known[f"{module}.{name}"]
         except KeyError:
+            asked = " ".join(f"{module}.{name}".split())
             raise Refused(
-                f"asks for {module}.{name}, which is no part of a checkpoint's tensors and might "
+                f"asks for {asked}, which is no part of a checkpoint's tensors and might "
                 "run anything"
             ) from None
 

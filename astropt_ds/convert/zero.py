@@ -66,14 +66,14 @@ class ZeroSource(Source):
                 "DeepSpeed's files do not tell the model; --config PRESET_OR_YAML does: they hold "
                 + _suggested(found)
             )
-            raise UserError(f"{folder}: " + "; ".join(problems))
+            raise _told(folder, problems)
         self._shapes = parameter_shapes(model)
         try:
             check_tensors(folder, found, self._shapes)
         except UserError as error:
             problems.append(str(error).removeprefix(f"{folder}: "))
         if problems:
-            raise UserError(f"{folder}: " + "; ".join(problems))
+            raise _told(folder, problems)
         super().__init__(
             f"DeepSpeed checkpoint, {self._layout.what}",
             "deepspeed",
@@ -138,6 +138,11 @@ def _open_layout(folder: Path) -> Layout:
         return Partitioned(header, folder)
 
 
+def _told(folder: Path, problems: list[str]) -> UserError:
+    """All of them in a line; a damaged file's names may have line breaks."""
+    return UserError(" ".join(f"{folder}: {'; '.join(problems)}".split()))
+
+
 def _our_names(stored: Iterable[str]) -> dict[str, str]:
     """The stored name of each tensor by its name in our model; AstroPT's own models have theirs."""
     plain = {name.replace(COMPILED, ""): name for name in stored}
@@ -159,6 +164,6 @@ def _optim(folder: Path, layout: Layout) -> dict[str, Any] | None:
     try:
         found = {key: layout.groups[0][key] for key in ("lr", "betas", "eps")}
         decay = max(group["weight_decay"] for group in layout.groups)
-        return {**found, "weight_decay": decay, "updates": layout.step}
+        return {**found, "weight_decay": decay, "updates": layout.updates}
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder}: no groups of AdamW's ({error!r})") from None

@@ -36,7 +36,8 @@ class Layout(ABC):
 
     Attributes:
         what: it is, in words.
-        step: updates made.
+        step: updates that DeepSpeed counted.
+        updates: those that AdamW counted, where its moments are there.
         tensors: shape and dtype of each weight.
         groups: AdamW's groups of parameters, with lr and the like, where its moments are there.
         problems: why the tensors cannot all be read.
@@ -44,6 +45,7 @@ class Layout(ABC):
 
     what: str
     step: int
+    updates: float
     tensors: dict[str, StoredAs]
     groups: list[dict[str, Any]] | None = None
     problems: list[str] = field(default_factory=list)
@@ -73,6 +75,13 @@ def stored_tensor(value: Any) -> StoredTensor:
     return value
 
 
+def number(value: Any, otherwise: float) -> float:
+    """A stored number, which may be a tensor of one element."""
+    if isinstance(value, StoredTensor):
+        return value.read().item()
+    return otherwise if value is None else float(value)
+
+
 class Whole(Layout):
     """Stage 0: the module's own tensors.
 
@@ -96,7 +105,8 @@ class Whole(Layout):
                 self._tensors[moment] = dict(zip(names, values, strict=True))
         super().__init__(
             "ZeRO stage 0",
-            header.content["global_steps"],
+            step := header.content["global_steps"],
+            number(entries[0].get("step") if entries else None, step),
             {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()},
             groups if set(MOMENTS) <= self._tensors.keys() else None,
         )
@@ -140,9 +150,16 @@ class Universal(Layout):
         optimizer = TorchFile(folder / "optimizer_state.pt", STUBS)
         with known_layout(optimizer.path):
             groups = optimizer.content["param_groups"]
+        counts = sorted(folder.glob("*/step.pt"))
+        counted = TorchFile(counts[0], STUBS).content if counts else None
+        if counted is None:  # made from stage 3, whose optimizer is there whole
+            with known_layout(optimizer.path):
+                adamw = optimizer.content.get("optimizer_state_dict", {"state": {}})
+                counted = adamw["state"].get(0, {}).get("step")
         super().__init__(
             "universal",
-            header.content["global_steps"],
+            step := header.content["global_steps"],
+            number(counted, step),
             tensors,
             groups if with_moments else None,
             problems,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from astropt_ds.convert.torch_file import StoredTensor, TorchFile
-from astropt_ds.convert.zero_layouts import STUBS, Layout, known_layout, stored_tensor
+from astropt_ds.convert.zero_layouts import STUBS, Layout, known_layout, number, stored_tensor
 from astropt_ds.errors import UserError
 from astropt_ds.model_folder.weights import StoredAs
 from astropt_ds.training.fragments import MOMENTS, WEIGHT
@@ -45,6 +45,7 @@ class _Rank:
     count: int
     parts: Mapping[str, list[StoredTensor]]
     groups: list[dict[str, Any]]
+    updates: Any
     paddings: list[list[int]] | None
 
 
@@ -82,7 +83,8 @@ class Partitioned(Layout):
         problems += _wrong_lengths(ranks, lengths)
         super().__init__(
             f"ZeRO stage {self._stage}, {count} rank{'s' * (count > 1)}",
-            header.content["global_steps"],
+            step := header.content["global_steps"],
+            number(self._ranks[0].updates, step),
             tensors,
             self._ranks[0].groups if set(MOMENTS) <= self._ranks[0].parts.keys() else None,
             problems,
@@ -131,6 +133,7 @@ def _open_rank(path: Path) -> _Rank:
             max(count) if isinstance(count, list) else count,
             parts,
             adamw["param_groups"],
+            next((entry["step"] for entry in entries if "step" in entry), None),
             state.get("param_alignment_paddings"),
         )
 

@@ -284,7 +284,8 @@ def check_tensors(
     }
     told = [f"{fault}: {_listed(names)}" for fault, names in faults.items() if names]
     if told:
-        raise UserError(f"{where}: " + "; ".join(told))
+        # a forged file's names may have line breaks
+        raise UserError(f"{where}: " + " ".join("; ".join(told).split()))
 
 
 def _listed(names: list[str], most: int = 12) -> str:
