@@ -30,7 +30,8 @@ def reference_dataset(files: list[Path], folder: Path) -> Any:
     Raises:
         UserError: the package is not installed.
     """
-    if "torchvision" not in sys.modules:
+    stands_in = "torchvision" not in sys.modules
+    if stands_in:
         io = types.ModuleType("torchvision.io")
         io.read_image = _read_image  # type: ignore[attr-defined]
         torchvision = types.ModuleType("torchvision")
@@ -44,6 +45,9 @@ def reference_dataset(files: list[Path], folder: Path) -> Any:
             f"--against astropt: {error}; "
             f"pip install --no-deps astropt=={VERSION} loralib, einops and astropy bring it"
         ) from None
+    finally:
+        if stands_in:  # other libraries would take it for the real one
+            del sys.modules["torchvision"], sys.modules["torchvision.io"]
     (folder / "files.txt").write_text("\n".join(map(str, files)) + "\n")
     images = ModalityConfig(
         name="images", input_size=768, pos_input_size=1, patch_size=16, embed_pos=True
