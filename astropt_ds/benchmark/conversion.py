@@ -65,7 +65,8 @@ def measure_conversion(source: str, ranks: int, rounds: int, scratch: Path) -> d
     }
     for _ in range(rounds):
         for name, arguments in works.items():
-            for kind, value in _run([sys.executable, *map(str, arguments)]).items():
+            command = [sys.executable, *map(str, arguments)]
+            for kind, value in _run(command, scratch / "printed").items():
                 found[kind][name].append(value)
             shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
     return {
@@ -76,20 +77,17 @@ def measure_conversion(source: str, ranks: int, rounds: int, scratch: Path) -> d
     }
 
 
-def _run(command: list[str]) -> dict[str, float]:
-    """What a process took; the memory is the most that was resident at once."""
+def _run(command: list[str], printed: Path) -> dict[str, float]:
+    """What a process took. Its memory is the most that was resident, and no less than ours."""
     start = time.perf_counter()
-    process = os.posix_spawn(command[0], command, os.environ, file_actions=_quiet())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    output = [(os.POSIX_SPAWN_OPEN, stream, str(printed), flags, 0o600) for stream in (1, 2)]
+    process = os.posix_spawn(command[0], command, os.environ, file_actions=output)
     _, status, usage = os.wait4(process, 0)
     if status:
-        raise RuntimeError(f"{command} ended with {os.waitstatus_to_exitcode(status)}")
+        raise RuntimeError(f"{command} failed: {printed.read_text()}")
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_gigabytes": usage.ru_maxrss * 1024 / 1e9,
     }
-
-
-def _quiet() -> list[tuple[Any, ...]]:
-    """Where DeepSpeed's script prints; what goes wrong is still seen."""
-    return [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
