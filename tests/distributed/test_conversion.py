@@ -371,6 +371,15 @@ def test_a_pickle_altered_together_with_its_checksum_ends_in_a_line_if_in_anythi
     assert len(lines) > 20 and not any("\n" in line for line in lines)
 
 
+def test_a_name_with_a_line_break_stays_in_the_line(copy):
+    path = copy("2-fp32-0")
+    file = path / TAG / "mp_rank_00_model_states.pt"
+    content = torch.load(file, weights_only=False)
+    content["module"]["a\nb"] = torch.zeros(3)
+    torch.save(content, file)
+    assert "not of this model: a b" in told(path)
+
+
 def test_a_pickle_that_asks_for_memory_beyond_its_size_is_refused(copy):
     path = copy("2-fp32-1")
     large = b"\x80\x02}r" + (10_000_000).to_bytes(4, "little") + b"."
