@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def open_source(path: Path, model: ModelConfig | None = None) -> Source:
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist; {KNOWN}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: may not be read")
     if path.is_dir() and is_zero(path):
         return ZeroSource(path, model)
     if model is not None:

@@ -23,6 +23,7 @@ from astropt_ds.training.fragments import MOMENTS, STATES, WEIGHT
 
 # What the pickles hold instances of besides tensors; nothing is read from them but the stage.
 STUBS = (
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",

@@ -85,8 +85,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); a model folder, as those in a run's "
-            "snapshots, has one"
+            f"{path}: cannot be read ({error.strerror}); a model folder has one, as "
+            "those in a run's snapshots and what tools/convert_checkpoint.py makes"
         ) from None
     except ValueError as error:
         reason = " ".join(str(error).split())
