@@ -79,6 +79,14 @@ def test_a_file_becomes_a_folder_and_the_same_tensors_again(tmp_path, generation
         assert content.keys() == {"model", "model_args", "iter_num", "best_val_loss", "config"}
 
 
+def test_torch_maps_a_file_into_memory_with_its_tensors_aligned(tmp_path):
+    path, state = written(tmp_path / "ckpt.pt", "v1")
+    write_astropt(AstroPTSource(path), tmp_path / "back.pt", "v1")
+    mapped = torch.load(tmp_path / "back.pt", weights_only=True, mmap=True)["model"]
+    assert all(torch.equal(mapped[name], state[name]) for name in state)
+    assert {tensor.data_ptr() % 64 for tensor in mapped.values()} == {0}
+
+
 def test_v1_predicts_what_its_formulas_say(tmp_path):
     path, state = written(tmp_path / "ckpt.pt", "v1")
     tokens = torch.randn(2, 20, 768, generator=torch.Generator().manual_seed(3))
