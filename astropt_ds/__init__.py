@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from astropt_ds.convert.load import load_model, save_model
-    from astropt_ds.model_folder.card import Release
+    from astropt_ds.model_folder.release import Release
 
 __all__ = ["Release", "__version__", "load_model", "save_model"]
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 HOMES = {
     "load_model": "astropt_ds.convert.load",
     "save_model": "astropt_ds.convert.load",
-    "Release": "astropt_ds.model_folder.card",
+    "Release": "astropt_ds.model_folder.release",
 }
 
 

@@ -22,10 +22,12 @@ def resolve_kernel(requested: str, device: torch.device, dtype: torch.dtype) -> 
     torch's SDPA elsewhere.
 
     Raises:
-        UserError: ``flash`` is asked for where it cannot run.
+        UserError: ``flash`` is asked for where it cannot run, or there is no such kernel.
     """
-    if requested not in ("auto", "flash"):
+    if requested in ("sdpa", "eager"):
         return requested
+    if requested not in ("auto", "flash"):
+        raise UserError(f"attention.kernel={requested}: auto, flash, sdpa or eager would be right")
     lacks = _flash_lacks(device, dtype)
     if not lacks:
         return "flash"

@@ -51,25 +51,28 @@ def replace_durably(path: Path, text: str) -> None:
 def staged(final: Path) -> Iterator[Path]:
     """A path to write a file or a folder at, which gets its name only when the block succeeds.
 
+    It is in a folder ``NAME.partial`` meanwhile.
+
     Raises:
-        FileExistsError: something has the name.
+        FileExistsError: something has either name.
     """
     if final.exists():
         raise FileExistsError(errno.EEXIST, "exists already", str(final))
-    staging = final.with_name(final.name + ".partial")
-    _remove(staging)
+    partial = final.with_name(final.name + ".partial")
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
+        partial.mkdir()
+    except FileExistsError:
+        left = f"{partial} exists, of a command that still runs or was cut off: then delete it"
+        raise FileExistsError(errno.EEXIST, left, str(final)) from None
+    try:
+        staging = partial / final.name
         yield staging
         sync_folder(staging) if staging.is_dir() else sync_file(staging)
         staging.rename(final)
         sync_folder(final.parent)
     finally:
-        _remove(staging)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.rmtree(partial)
 
 
 def sync_file(path: Path) -> None:

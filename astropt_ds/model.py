@@ -155,7 +155,9 @@ class AstroPT(nn.Module):
                 no multiple of the patch.
         """
         if isinstance(images, np.ndarray):
-            images = torch.from_numpy(np.array(images, order="C"))  # torch wants it writable
+            # torch wants it writable, and in the machine's byte order, which FITS is not
+            native = images.dtype.newbyteorder("=")
+            images = torch.from_numpy(np.array(images, native, order="C"))
         modality = self.config.modalities["images"]
         if images.ndim != 4 or images.shape[1] != images.shape[2]:
             raise ValueError(f"images of shape {list(images.shape)}: (batch, side, side, channels)")

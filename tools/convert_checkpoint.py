@@ -13,7 +13,7 @@ from astropt_ds.convert.source import Source
 from astropt_ds.convert.write import write_astropt, write_model_folder
 from astropt_ds.errors import UserError, run_cli
 from astropt_ds.model import parameter_shapes
-from astropt_ds.model_folder.card import UNKNOWN, Release
+from astropt_ds.model_folder.release import UNKNOWN, Release
 from astropt_ds.model_folder.weights import DTYPES
 
 HUB, ASTROPT = "hub", "astropt-"
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--to", choices=TARGETS, default=HUB, help="default: hub, a model folder")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the input's")
     card = parser.add_argument_group("for the model card of a model folder")
-    card.add_argument("--license", metavar="ID", help="as the Hugging Face hub names it (unknown)")
+    card.add_argument("--license", metavar="ID", help="as the Hugging Face hub names it")
     card.add_argument(
         "--dataset", action="append", metavar="ID", help="on the hub, trained on; may be repeated"
     )
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     if options.optimizer and options.to == HUB:
         raise UserError("--optimizer: a model folder holds weights alone; --to astropt-v1, say")
     model = load_config(options.config, options.overrides).model if options.config else None
-    release = Release(options.license or UNKNOWN, tuple(options.dataset or ()))
+    release = None
+    if options.license or options.dataset:
+        release = Release(options.license or UNKNOWN, tuple(options.dataset or ()))
     source = open_source(options.input, model)
     print(f"{options.input}: {describe(source)}")
     if options.dry_run:

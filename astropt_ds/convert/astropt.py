@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from astropt_ds.convert.generations import (
     upstream_name,
 )
 from astropt_ds.convert.source import Source
-from astropt_ds.convert.torch_file import StoredTensor, TorchFile
+from astropt_ds.convert.torch_file import StoredTensor, TorchFile, number
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file
 from astropt_ds.model import parameter_shapes
 from astropt_ds.model_folder.weights import check_tensors, common_dtype
 from astropt_ds.training.fragments import MOMENTS, WEIGHT
 
+PARALLEL = "module."  # what torch's DistributedDataParallel puts in front of names
+MASK = re.compile(r"transformer\.h\.\d+\.attn\.bias")  # of old torch; a buffer, no weight
 NO_LOSS = 1e9  # AstroPT's best_val_loss before its first validation
 
 
@@ -40,10 +43,17 @@ class AstroPTSource(Source):
 
     def __init__(self, path: Path) -> None:
         content = TorchFile(path, (MODALITY, REGISTRY)).content
-        self._path = path
+        try:
+            self._read(path, content)
+        except UserError as error:
+            raise UserError(" ".join(str(error).split())) from None  # its names may break lines
+        except Exception as error:  # a forged content may fail in any way
+            reason = f"{type(error).__name__} {error}"[:200]
+            raise UserError(f"{path}: no AstroPT checkpoint ({' '.join(reason.split())})") from None
+
+    def _read(self, path: Path, content: Any) -> None:
         self._stored = _state_dict(path, content)
-        names = list(self._stored)
-        generation = generation_of(names)
+        generation = generation_of(list(self._stored))
         if generation is None:
             raise UserError(f"{path}: no AstroPT checkpoint: none of its tensors is an encoder's")
         shapes = {name: tensor.shape for name, tensor in self._stored.items()}
@@ -57,7 +67,7 @@ class AstroPTSource(Source):
         self._names = {name: upstream_name(name, generation) for name in wanted}
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in self._stored.items()}
         check_tensors(path, found, {self._names[name]: shape for name, shape in wanted.items()})
-        self._moments, optim = _optimizer(content.get("optimizer"), self._stored)
+        self._moments, optim, lacks = _optimizer(content.get("optimizer"), self._stored)
         super().__init__(
             what=f"AstroPT {generation} checkpoint",
             format=f"astropt-{generation}",
@@ -65,6 +75,7 @@ class AstroPTSource(Source):
             dtype=common_dtype(found),
             facts=_facts(content),
             optim=optim,
+            lacks=lacks,
             sha256=sha256_file(path),
         )
 
@@ -83,9 +94,11 @@ def _state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
         raise UserError(f"{path}: no AstroPT checkpoint: model and model_args would be in it")
     found: dict[str, StoredTensor] = {}
     for key, value in content["model"].items():
-        name = str(key).replace(COMPILED, "")
+        name = str(key).replace(COMPILED, "").removeprefix(PARALLEL)
         if not isinstance(value, StoredTensor):
             raise UserError(f"{path}: model.{key} is no tensor")
+        if MASK.fullmatch(name):
+            continue
         if name in found:
             raise UserError(f"{path}: {name} is there twice, with {COMPILED} and without")
         found[name] = value
@@ -93,23 +106,23 @@ def _state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
 
 
 def _facts(content: dict[str, Any]) -> dict[str, Any]:
-    """What is said of the training; its numbers may be tensors of one element."""
+    """What is said of the training."""
     config = content.get("config")
-    image_size = config.get("image_size") if isinstance(config, dict) else None
-    facts = {"step": content.get("iter_num"), "best_val_loss": content.get("best_val_loss")}
-    facts = {k: v.read().item() if isinstance(v, StoredTensor) else v for k, v in facts.items()}
-    facts["image_size"] = image_size
-    return {
-        key: value
-        for key, value in facts.items()
-        if isinstance(value, int | float) and math.isfinite(value) and value != NO_LOSS
+    told = {
+        "step": content.get("iter_num"),
+        "best_val_loss": content.get("best_val_loss"),
+        "image_size": config.get("image_size") if isinstance(config, dict) else None,
     }
+    facts = {key: number(value, math.nan) for key, value in told.items()}
+    return {k: v for k, v in facts.items() if math.isfinite(v) and v != NO_LOSS}
 
 
 def _optimizer(
     saved: Any, weights: dict[str, StoredTensor]
-) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, Any] | None]:
-    """AdamW's moments by their weights' names, and its settings; nothing where they do not fit."""
+) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, Any] | None, str]:
+    """AdamW's moments by their weights' names, and its settings; or why they are not there."""
+    if not isinstance(saved, dict) or not saved.get("state"):
+        return {}, None, "holds no optimizer state"
     try:
         state, groups = saved["state"], saved["param_groups"]
         decayed = [name for name, tensor in weights.items() if len(tensor.shape) >= 2]
@@ -119,12 +132,13 @@ def _optimizer(
             name: {moment: state[number][moment] for moment in MOMENTS}
             for name, number in zip(ordered, numbers, strict=True)
         }
-        settings = {key: groups[0][key] for key in ("lr", "betas", "eps", "weight_decay")}
-        settings["updates"] = state[numbers[0]]["step"].read().item()
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError):
-        return {}, None
+        settings = {key: groups[0][key] for key in ("betas",)}
+        settings |= {key: number(groups[0][key], 0) for key in ("lr", "eps", "weight_decay")}
+        settings["updates"] = number(state[numbers[0]]["step"], 0)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        return {}, None, f"holds an optimizer state that is not AdamW's of its weights ({error!r})"
     for name, entries in moments.items():
         for moment in entries.values():
             if not isinstance(moment, StoredTensor) or moment.shape != weights[name].shape:
-                return {}, None
-    return moments, settings
+                return {}, None, f"holds an optimizer state that does not fit its weight {name}"
+    return moments, settings, ""

@@ -14,6 +14,7 @@ from astropt_ds.errors import UserError, say
 from astropt_ds.model import parameter_shapes
 from astropt_ds.model_folder.weights import check_tensors
 from astropt_ds.training import checkpoint
+from astropt_ds.training.facts import training_facts
 from astropt_ds.training.fragments import STATES, WEIGHT
 from astropt_ds.training.ranks import ALONE
 from astropt_ds.training.staging import check_cover, whole
@@ -48,12 +49,16 @@ class CheckpointSource(Source):
         state = manifest["state"]
         try:
             config = Config.model_validate(state["config"])
-            facts = state["facts"]
             updates = state["engine"]["updates"]
+            facts = state.get("facts")  # the first of this format lack them
+            facts = facts or training_facts(config, manifest["step"], updates, None, {})
         except (KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{found / checkpoint.MANIFEST}: not a run's ({reason})") from None
-        check_cover(self._tensors, STATES)
+        try:
+            check_cover(self._tensors, STATES)
+        except UserError as error:
+            raise UserError(f"{found}: {error}") from None
         tensors = {name: (tuple(t["shape"]), torch.float32) for name, t in self._tensors.items()}
         check_tensors(found, tensors, parameter_shapes(config.model))
         optim = config.optim.model_dump(include={"lr", "betas", "eps", "weight_decay"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from astropt_ds.config import ModelConfig
@@ -15,6 +15,7 @@ from astropt_ds.convert.zero import ZeroSource, is_zero
 from astropt_ds.errors import UserError
 from astropt_ds.model_folder.config_json import CONFIG
 
+ZIP, PICKLE = b"PK\x03\x04", b"\x80\x02"  # torch.save, and what it wrote once
 KNOWN = (
     "a model folder (config.json), a run's folder or checkpoint, a checkpoint of DeepSpeed's own, "
     "or an AstroPT .pt file would be right"
@@ -36,14 +37,27 @@ def open_source(path: Path, model: ModelConfig | None = None) -> Source:
         raise UserError(f"{path}: does not exist; {KNOWN}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: may not be read")
-    if path.is_dir() and is_zero(path):
+    makes: Callable[[Path], Source]
+    if path.is_file() and _begins(path, ZIP):
+        makes = AstroPTSource
+    elif path.is_file() and _begins(path, PICKLE):
+        raise UserError(
+            f"{path}: a plain pickle, as torch before 1.6 wrote; saved anew by torch.save of a "
+            "newer one, which opens it, it would be right"
+        )
+    elif (path / CONFIG).is_file():
+        makes = FolderSource
+    elif path.is_dir() and is_zero(path):
         return ZeroSource(path, model)
+    elif path.is_dir() and is_checkpoint(path):
+        makes = CheckpointSource
+    else:
+        raise UserError(f"{path}: not recognised; {KNOWN}")
     if model is not None:
         raise UserError(f"{path}: tells its own model; a configuration goes with DeepSpeed's alone")
-    if path.is_file() and zipfile.is_zipfile(path):
-        return AstroPTSource(path)
-    if (path / CONFIG).is_file():
-        return FolderSource(path)
-    if path.is_dir() and is_checkpoint(path):
-        return CheckpointSource(path)
-    raise UserError(f"{path}: not recognised; {KNOWN}")
+    return makes(path)
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic

@@ -47,10 +47,8 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "backbone": ("native",),
     "llm_model_name": (None,),
 }
-UNDERSTOOD = {
-    *("n_layer", "n_head", "n_embd", "n_chan", "block_size", "patch_size"),
-    *("modalities", "tokeniser"),
-}
+NUMBERS = {"layers": "n_layer", "heads": "n_head", "width": "n_embd", "block_size": "block_size"}
+UNDERSTOOD = {*NUMBERS.values(), "n_chan", "patch_size", "modalities", "tokeniser"}
 
 
 def upstream_name(name: str, generation: str) -> str:
@@ -105,37 +103,44 @@ def read_model(
         UserError: it cannot be expressed; all reasons are named.
     """
     problems = [
-        f"model_args.{key}={args[key]!r}, only {fits[0]!r} is read"
+        f"model_args.{key}={_shown(args[key])}, only {fits[0]!r} is read"
         for key, fits in EXPECTED.items()
         if key in args and args[key] not in fits
     ]
-    unknown = set(args) - UNDERSTOOD - HARMLESS - EXPECTED.keys()
-    problems += [f"model_args.{key}={args[key]!r} is not known" for key in sorted(unknown)]
+    unknown = [key for key in args if key not in UNDERSTOOD | HARMLESS | EXPECTED.keys()]
+    problems += [f"model_args.{key}={_shown(args[key])} is not known" for key in unknown]
+    wrong = [key for key in NUMBERS.values() if type(args.get(key, 1)) is not int]
+    problems += [f"model_args.{key}={_shown(args[key])} is no whole number" for key in wrong]
     tokeniser = "relu"
     if generation != "v1":
         first = upstream_name("encoders.images.", generation)
         tokeniser = "aim" if f"{first}c_proj.weight" in shapes else "affine"
         if args.get("tokeniser", tokeniser) != tokeniser:
-            problems.append(
-                f"model_args.tokeniser={args['tokeniser']!r}, but its tensors are {tokeniser}'s"
-            )
+            told = _shown(args["tokeniser"])
+            problems.append(f"model_args.tokeniser={told}, but its tensors are {tokeniser}'s")
     try:
         modality = _images(args, registry, generation, shapes)
     except ValueError as error:
         problems.append(str(error))
     if problems:
         raise UserError("; ".join(problems))
-    names = {"layers": "n_layer", "heads": "n_head", "width": "n_embd", "block_size": "block_size"}
-    values = {ours: args[theirs] for ours, theirs in names.items() if theirs in args}
+    values = {ours: args[theirs] for ours, theirs in NUMBERS.items() if theirs in args}
     values |= {"tokeniser": tokeniser, "modalities": {"images": modality}}
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
+        keys = [str(item["loc"][0]) if item["loc"] else "" for item in error.errors()]
         faults = [
-            f"{names.get(str(item['loc'][0]), item['loc'][0]) if item['loc'] else ''} {item['msg']}"
-            for item in error.errors()
+            f"{NUMBERS.get(key, key)} {item['msg']}"
+            for key, item in zip(keys, error.errors(), strict=True)
         ]
         raise UserError("model_args: " + "; ".join(faults)) from None
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, and nothing of what a forged one may hold."""
+    plain = isinstance(value, str | int | float | bool | None)
+    return repr(value)[:60] if plain else f"a {type(value).__name__}"
 
 
 def _images(
@@ -160,7 +165,7 @@ def _images(
         raise ValueError("modalities are no list of ModalityConfig")
     names = [getattr(m, "name", None) for m in described]
     if names != ["images"]:
-        raise ValueError(f"modalities {names}, only ['images'] is read")
+        raise ValueError(f"modalities {[*map(str, names)]}, only ['images'] is read")
     values = vars(described[0])
     for key, fits in {"embed_pos": True, "vocab_size": 0}.items():
         if values.get(key, fits) != fits:

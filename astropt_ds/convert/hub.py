@@ -35,7 +35,7 @@ def download(hub_id: str) -> Path:
         folder = Path(
             snapshot_download(match["repository"], revision=match["revision"], allow_patterns=FILES)
         )
-    except (OSError, ValueError) as error:  # what its errors have in common in all its versions
+    except Exception as error:  # of its own, or of whichever library it speaks to the network by
         raise UserError(f"{neither} not to be had: {' '.join(str(error).split())}") from None
     if not (folder / CONFIG).is_file():
         raise UserError(f"{hub_id}: has no {CONFIG}, so it is no model folder")

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astropt_ds.attention import resolve_kernel
 from astropt_ds.convert.find import open_source
+from astropt_ds.convert.generations import COMPILED
 from astropt_ds.convert.hub import HUB_ID, download
 from astropt_ds.convert.source import Source
 from astropt_ds.convert.write import write_model_folder
 from astropt_ds.errors import UserError
-from astropt_ds.model import AstroPT
-from astropt_ds.model_folder.card import Release
-from astropt_ds.model_folder.weights import DTYPES, cast, common_dtype
+from astropt_ds.model import AstroPT, parameter_shapes
+from astropt_ds.model_folder.release import Release
+from astropt_ds.model_folder.weights import DTYPES, cast, check_tensors, common_dtype
 from astropt_ds.training.fragments import WEIGHT
 
 
@@ -40,6 +42,7 @@ def load_model(
         UserError: there is no such model, it is damaged, or a value is too large for the dtype.
     """
     wanted = _dtype(dtype)
+    resolve_kernel(kernel, torch.device(device), wanted or torch.float32)  # refuses early
     if isinstance(path, str) and HUB_ID.fullmatch(path) and not Path(path).exists():
         path = download(path)
     source = open_source(Path(path))
@@ -57,7 +60,7 @@ def save_model(
     folder: str | Path,
     dtype: torch.dtype | str | None = None,
     training: Mapping[str, Any] | None = None,
-    release: Release = Release(),  # noqa: B008 (frozen)
+    release: Release | None = None,
 ) -> None:
     """Write a model folder; it appears whole or not at all.
 
@@ -65,7 +68,8 @@ def save_model(
         model: with its weights.
         folder: which must not exist.
         dtype: of the weights in it: fp32, bf16, fp16 or torch's; the model's if None.
-        training: facts for config.json and the model card, as JSON holds them.
+        training: facts for config.json and the model card, as JSON holds them; a loaded model
+            does not carry those of its folder.
         release: licence and data sets, for the card.
 
     Raises:
@@ -83,8 +87,10 @@ class LiveSource(Source):
     """
 
     def __init__(self, model: AstroPT, facts: Mapping[str, Any]) -> None:
-        self._parameters = dict(model.named_parameters())
+        named = model.named_parameters()
+        self._parameters = {name.replace(COMPILED, ""): p for name, p in named}
         found = {name: (tuple(p.shape), p.dtype) for name, p in self._parameters.items()}
+        check_tensors("model", found, parameter_shapes(model.config))
         super().__init__("model", "astropt-ds", model.config, common_dtype(found), dict(facts))
 
     def tensor(self, name: str, state: str = WEIGHT) -> Tensor:
@@ -93,7 +99,8 @@ class LiveSource(Source):
 
 
 def _dtype(wanted: torch.dtype | str | None) -> torch.dtype | None:
-    found = DTYPES.get(wanted) if isinstance(wanted, str) else wanted
+    named = {**DTYPES, **{str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}}
+    found = named.get(wanted) if isinstance(wanted, str) else wanted
     if wanted is not None and found not in DTYPES.values():
         raise UserError(f"dtype={wanted}: one of {', '.join(DTYPES)} would be right")
     return found

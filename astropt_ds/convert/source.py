@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from astropt_ds.config import ModelConfig
+from astropt_ds.model_folder.release import Release
 from astropt_ds.training.fragments import WEIGHT
 
 
@@ -25,7 +26,9 @@ class Source(ABC):
         facts: of the training, as a model folder's config.json holds them.
         optim: AdamW's lr, betas, eps, weight_decay and updates so far, where its moments are
             there too.
+        lacks: why ``optim`` is None, where it is.
         sha256: of the file, where it is one; else that of the weights is taken as they are read.
+        release: licence and data sets, where they are told.
     """
 
     what: str
@@ -34,7 +37,9 @@ class Source(ABC):
     dtype: torch.dtype
     facts: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] | None = None
+    lacks: str = "holds no optimizer state"
     sha256: str | None = None
+    release: Release = Release()  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def tensor(self, name: str, state: str = WEIGHT) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,9 @@ class StoredTensor:
     stride: tuple[int, ...]
     offset: int
 
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError("a tensor is not to be changed by the pickle that holds it")
+
     def read(self) -> Tensor:
         """The whole tensor.
 
@@ -68,6 +72,21 @@ class StoredTensor:
                 f"{start} to {start + length}"
             )
         return self.file.read(self.record, self.dtype, self.offset + start, length)
+
+
+def number(value: Any, otherwise: float) -> float:
+    """A stored number, which may be a tensor of one element; the other where there is none.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, StoredTensor) and math.prod(value.shape) == 1:
+        return value.read().item()
+    if value is None:
+        return otherwise
+    if isinstance(value, int | float):
+        return value
+    raise ValueError(f"{type(value).__name__} for a number")
 
 
 class TorchFile:
@@ -122,8 +141,8 @@ class TorchFile:
         first, size = start * dtype.itemsize, length * dtype.itemsize
         if min(start, length) < 0 or first + size > info.file_size:
             raise UserError(f"{self.path}: {record} ends before its tensor does")
-        buffer = torch.empty(size, dtype=torch.uint8)
         try:
+            buffer = torch.empty(size, dtype=torch.uint8)
             if record not in self._checked:
                 with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
                     while stream.read(1 << 20):
@@ -147,7 +166,10 @@ class TorchFile:
         return pickles[0].removesuffix("/data.pkl")
 
     def _whole(self, archive: zipfile.ZipFile, record: str) -> bytes:
-        return archive.read(self._records[record])
+        info = self._records[record]
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{record} is compressed, as torch never does")
+        return archive.read(info)
 
     def _damaged(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split()) or type(error).__name__

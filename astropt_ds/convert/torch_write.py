@@ -23,12 +23,10 @@ from astropt_ds.model_folder.weights import as_bytes
 
 FOLDER = "archive"
 ALIGNMENT = 64  # of a record's bytes in the file, as torch.save aligns them
-LOCAL_HEADER, ZIP64_FIELD = (
-    30,
-    20,
-)  # bytes of a zip record's header, and of its field for large ones
-LARGE = 1 << 30  # bytes from which on that field is written
-PADDING = 0x4246  # the kind of extra field that torch pads with
+HEADER_BYTES = 30  # of a zip record, before its name
+LARGE = 1 << 30  # bytes from which on a record has the field for large ones
+LARGE_FIELD_BYTES = 20
+PADDING, PADDING_BYTES = 0x4246, 4  # the kind of extra field that torch pads with; its header
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ def write_torch_file(path: Path, content: Any, stand_ins: Mapping[Any, str]) -> 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     record = zipfile.ZipInfo(f"{FOLDER}/{name}")  # dated 1980, whenever it is written
     large = len(data) >= LARGE
-    position = archive.start_dir + LOCAL_HEADER + len(record.filename) + ZIP64_FIELD * large + 4
-    padding = -position % ALIGNMENT
+    before = HEADER_BYTES + len(record.filename) + LARGE_FIELD_BYTES * large
+    padding = -(archive.start_dir + before + PADDING_BYTES) % ALIGNMENT
     record.extra = PADDING.to_bytes(2, "little") + padding.to_bytes(2, "little") + bytes(padding)
     with archive.open(record, "w", force_zip64=large) as stream:
         stream.write(data)

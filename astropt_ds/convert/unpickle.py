@@ -33,6 +33,8 @@ STORAGES = {
 }
 
 
+MOST_DIMENSIONS = 16
+MOST_TUPLES = 30_000  # a tensor has four or so
 NUMPY_SCALARS = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("bool", "int32", "int64", "float16", "float32", "float64")
@@ -71,14 +73,21 @@ def unpickle(text: bytes, stubs: Iterable[str], make_tensor: MakeTensor) -> Any:
 
 
 def _check_room(text: bytes) -> None:
-    """See that a pickle is no longer than it says, and asks for no more memory than it is long.
+    """See that a pickle is no shorter than it says, and no bomb.
+
+    The unpickler allocates what it is told to before it reads on, and tuples in tuples, without
+    end, overflow the interpreter's stack.
 
     Raises:
-        ValueError: it does, which only a forged one can.
+        ValueError: it is one.
     """
+    tuples = 0
     for opcode, argument, _ in pickletools.genops(text):
         if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(text):
             raise ValueError(f"memo {argument} in {len(text)} bytes")
+        tuples += opcode.name.startswith("TUPLE")
+    if tuples > MOST_TUPLES:
+        raise ValueError(f"{tuples} tuples, where {MOST_TUPLES} are the most")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -97,10 +106,24 @@ class _Unpickler(pickle.Unpickler):
             stride: tuple[int, ...],
             *_: Any,
         ) -> Any:
-            return make_tensor(*storage, tuple(shape), tuple(stride), offset)
+            record, dtype = storage
+            numbers = (offset, *shape, *stride)
+            if len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS:
+                raise pickle.UnpicklingError(f"strides {stride!r} of shape {shape!r}")
+            if any(type(number) is not int or number < 0 for number in numbers):
+                raise pickle.UnpicklingError(f"a tensor of {numbers!r}")
+            return make_tensor(record, dtype, tuple(shape), tuple(stride), offset)
 
         def parameter(data: Any, *_: Any) -> Any:
             return data
+
+        def size(numbers: tuple[int, ...] = ()) -> tuple[int, ...]:
+            if len(numbers) > MOST_DIMENSIONS:
+                raise pickle.UnpicklingError(f"a size of {len(numbers)} dimensions")
+            return tuple(numbers)
+
+        def ordered() -> OrderedDict:  # empty: a copy of what is given would take memory
+            return OrderedDict()
 
         class NumpyDtype:
             def __init__(self, code: str, *_: Any) -> None:
@@ -122,13 +145,13 @@ class _Unpickler(pickle.Unpickler):
             return rebuild(*arguments)
 
         self._known: dict[str, Any] = {
-            "collections.OrderedDict": OrderedDict,
+            "collections.OrderedDict": ordered,
             # AstroPT's best_val_loss is a numpy scalar, whose bytes protocol 2 holds as text
             "numpy.dtype": NumpyDtype,
             "numpy.core.multiarray.scalar": scalar,
             "numpy._core.multiarray.scalar": scalar,
             "_codecs.encode": encode,
-            "torch.Size": tuple,
+            "torch.Size": size,
             "torch._utils._rebuild_tensor_v2": tensor,
             "torch._utils._rebuild_parameter": parameter,
             "torch._tensor._rebuild_from_type_v2": subclassed,  # a tensor with attributes

@@ -24,11 +24,11 @@ from astropt_ds.convert.generations import (
 )
 from astropt_ds.convert.source import Source
 from astropt_ds.convert.torch_write import Announced, write_torch_file
-from astropt_ds.errors import UserError
+from astropt_ds.errors import UserError, say
 from astropt_ds.files import staged
 from astropt_ds.model import parameter_shapes
-from astropt_ds.model_folder.card import Release
 from astropt_ds.model_folder.folder import write_folder
+from astropt_ds.model_folder.release import Release
 from astropt_ds.model_folder.weights import as_bytes, cast
 from astropt_ds.training.fragments import MOMENTS, WEIGHT
 
@@ -37,7 +37,7 @@ def write_model_folder(
     source: Source,
     output: Path,
     dtype: torch.dtype | None = None,
-    release: Release = Release(),  # noqa: B008 (frozen)
+    release: Release | None = None,
 ) -> None:
     """Make a model folder; it appears whole or not at all, and the same bytes each time.
 
@@ -45,17 +45,17 @@ def write_model_folder(
         source: of the weights.
         output: the folder, which must not exist.
         dtype: of the weights in it; the source's if None.
-        release: licence and data sets, for the model card.
+        release: licence and data sets, for the model card; the source's if None.
 
     Raises:
         UserError: the source is damaged, a value is too large for the dtype, or the folder exists
             or cannot be written.
     """
-    facts = dict(source.facts)
     with _written(output) as folder:
         folder.mkdir()
-        tensors = _with_origin(source, facts)
-        write_folder(folder, source.model, dtype or source.dtype, facts, tensors, release)
+        weights = _Weights(source)
+        given = release or source.release
+        write_folder(folder, source.model, dtype or source.dtype, weights.facts, weights, given)
 
 
 def write_astropt(
@@ -81,7 +81,7 @@ def write_astropt(
     if reasons := inexpressible(source.model, generation):
         raise UserError(f"astropt-{generation} cannot express the model: {reasons}")
     if optimizer and source.optim is None:
-        raise UserError(f"the {source.what} holds no optimizer state")
+        raise UserError(f"--optimizer: the {source.what} {source.lacks}")
     shapes = parameter_shapes(source.model)
     names = upstream_order(list(shapes), generation)
     args, registry = write_model(source.model, generation)
@@ -163,18 +163,30 @@ def _bar(shapes: dict[str, tuple[int, ...]], states: int) -> tqdm:
     return tqdm(total=total, unit=" parameters", unit_scale=True, disable=None)
 
 
-def _with_origin(source: Source, facts: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The weights in order; once the last is taken the facts say where they came from."""
-    digest = hashlib.sha256()
-    shapes = parameter_shapes(source.model)
-    with _bar(shapes, 1) as bar:
-        for name in shapes:
-            tensor = source.tensor(name)
-            if source.sha256 is None:
-                digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(as_bytes(tensor))
-            yield name, tensor
-            bar.update(tensor.numel())
-    if "source" not in facts:  # a model folder made from another keeps what that says
-        sha256 = source.sha256 or digest.hexdigest()
-        facts["source"] = {"format": source.format, "sha256": sha256}
+class _Weights:
+    """The weights of a source in order, and where they came from once the last is taken."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        shapes = parameter_shapes(self._source.model)
+        wrong: list[str] = []
+        with _bar(shapes, 1) as bar:
+            for name in shapes:
+                tensor = self._source.tensor(name)
+                if self._source.sha256 is None:
+                    self._digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+                    self._digest.update(as_bytes(tensor))
+                if not tensor.isfinite().all():
+                    wrong.append(name)
+                yield name, tensor
+                bar.update(tensor.numel())
+        if wrong:
+            say(f"warning: values that are not finite, in {len(wrong)} tensors: {wrong[0]}, ...")
+
+    def facts(self) -> dict[str, Any]:
+        """Those of the source, and its checksum unless they hold an origin's already."""
+        sha256 = self._source.sha256 or self._digest.hexdigest()
+        return {"source": {"format": self._source.format, "sha256": sha256}, **self._source.facts}

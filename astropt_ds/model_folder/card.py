@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import yaml
 
 from astropt_ds.config import ModelConfig
-from astropt_ds.errors import UserError
 from astropt_ds.model import parameter_shapes
 from astropt_ds.model_folder.config_json import GENERATIONS, preprocessing
+from astropt_ds.model_folder.release import Release
 
 CARD = "README.md"
-LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")  # docs/hub/repositories-licenses
-DATASET = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-UNKNOWN = "unknown"  # a licence, as the hub has it
 TAGS = ["astronomy", "galaxies", "astropt", "self-supervised"]
 TRAINING = {
     "step": "steps",
@@ -34,32 +29,6 @@ TRAINING = {
 }
 
 
-@dataclass(frozen=True)
-class Release:
-    """What only a model's owner can say of it.
-
-    Attributes:
-        license: its identifier on the hub, as ``mit`` or ``cc-by-4.0``.
-        datasets: the ids on the hub of what it was trained on.
-
-    Raises:
-        UserError: one is not of the hub's form.
-    """
-
-    license: str = UNKNOWN
-    datasets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not LICENSE.fullmatch(self.license):
-            raise UserError(
-                f"license={self.license}: not an identifier of the Hugging Face hub; one like mit, "
-                "apache-2.0, cc-by-4.0 or other would be right"
-            )
-        for name in self.datasets:
-            if not DATASET.fullmatch(name):
-                raise UserError(f"datasets={name}: not an id of the hub, as organisation/name is")
-
-
 def model_card(model: ModelConfig, dtype: torch.dtype, facts: dict, release: Release) -> str:
     """The text of README.md; the same input gives the same bytes.
 
@@ -73,7 +42,9 @@ def model_card(model: ModelConfig, dtype: torch.dtype, facts: dict, release: Rel
     name = f"AstroPT {_magnitude(parameters)}"
     fields = yaml.safe_dump(_fields(name, facts, release), sort_keys=False)
     patch, channels = model.images.patch, model.images.channels
-    side = facts.get("image_size", math.isqrt(model.block_size) * patch)
+    side = facts.get("image_size")
+    if not isinstance(side, int) or side < patch or side % patch:
+        side = math.isqrt(model.block_size) * patch
     architecture = {
         "parameters": f"{parameters:,}",
         "layers, heads, width": f"{model.layers}, {model.heads}, {model.width}",
@@ -110,7 +81,8 @@ def _fields(name: str, facts: dict, release: Release) -> dict[str, Any]:
     if release.datasets:
         fields["datasets"] = list(release.datasets)
     losses = [facts.get(key) for key in ("val_loss", "best_val_loss")]
-    if known := [loss for loss in losses if isinstance(loss, float)]:
+    if known := [loss for loss in losses if isinstance(loss, float) and math.isfinite(loss)]:
+        fields["metrics"] = ["huber_loss"]
         only = release.datasets[0] if len(release.datasets) == 1 else None
         result = {
             "task": {"type": "image-feature-extraction", "name": "next-patch prediction"},
@@ -130,7 +102,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
     if isinstance(value, int):
         return f"{value:,}" if value < 1e12 else f"{value:.3g}"
-    return f"{value}"
+    return " ".join(f"{value}".replace("|", " ").split())  # which would break the table
 
 
 def _table(rows: dict[str, Any]) -> str:
@@ -160,7 +132,8 @@ before it. Its hidden states are embeddings of galaxies. astropt_ds wrote this f
 
 ## Use
 
-With [transformers](https://huggingface.co/docs/transformers), and the code in this folder:
+With [transformers](https://huggingface.co/docs/transformers) 4.56 or newer, and the code in this
+folder:
 
 ```python
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from astropt_ds.config import ModelConfig
 from astropt_ds.errors import UserError
 from astropt_ds.files import write_durably
+from astropt_ds.model_folder.release import Release
 from astropt_ds.model_folder.remote_code import CLASSES
 from astropt_ds.tokens import EPSILON
 
@@ -20,7 +22,9 @@ CONFIG = "config.json"
 GENERATIONS = {"relu": "v1", "aim": "v2, v3", "affine": "v3"}
 
 
-def write_config(folder: Path, model: ModelConfig, dtype: torch.dtype, facts: dict) -> None:
+def write_config(
+    folder: Path, model: ModelConfig, dtype: torch.dtype, facts: dict, release: Release
+) -> None:
     """Write config.json.
 
     Args:
@@ -28,6 +32,7 @@ def write_config(folder: Path, model: ModelConfig, dtype: torch.dtype, facts: di
         model: all of it but ``init_from`` goes in.
         dtype: of the weights.
         facts: how the weights came to be, as JSON holds it; under ``training``.
+        release: licence and data sets, so that they outlast a conversion.
     """
     config = {
         "model_type": "astropt",
@@ -37,8 +42,13 @@ def write_config(folder: Path, model: ModelConfig, dtype: torch.dtype, facts: di
         **model.architecture(),
         "preprocessing": preprocessing(model, facts),
         "training": facts,
+        "release": asdict(release),
     }
-    write_durably(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    try:
+        text = json.dumps(config, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"training facts that JSON cannot hold ({error}): {facts}") from None
+    write_durably(folder / CONFIG, text + "\n")
 
 
 def preprocessing(model: ModelConfig, facts: dict) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}); a model folder has one, as "
             "those in a run's snapshots and what tools/convert_checkpoint.py makes"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not the config.json of a model folder ({reason})") from None
     if not isinstance(values, dict):

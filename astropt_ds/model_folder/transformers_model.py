@@ -56,6 +56,8 @@ class AstroPTModel(PreTrainedModel):
     """
 
     config_class = AstroPTConfig
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
 
     def __init__(self, config: AstroPTConfig) -> None:
         super().__init__(config)
@@ -71,7 +73,8 @@ class AstroPTModel(PreTrainedModel):
         Raises:
             ValueError: a file lacks weights.
         """
-        if self._from_file and next(module.parameters(recurse=False), None) is not None:
+        own = next(module.parameters(recurse=False), None)
+        if self._from_file and own is not None and not own.is_meta:
             name = next(name for name, known in self.named_modules() if known is module)
             raise ValueError(f"the file lacks weights of {name}")
 

@@ -12,10 +12,12 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -147,6 +149,7 @@ class StoredWeights:
     Args:
         folder: the model's.
         model: whose weights they are to be.
+        verify: whether checksums are compared, for which all is read.
 
     Attributes:
         dtype: of the weights; fp32 where they differ.
@@ -156,21 +159,26 @@ class StoredWeights:
             with its tensors is named.
     """
 
-    def __init__(self, folder: Path, model: ModelConfig) -> None:
+    def __init__(self, folder: Path, model: ModelConfig, verify: bool = True) -> None:
         self._files = _files(folder)
         paths = sorted(set(self._files.values()))
         found: dict[str, StoredAs] = {}
         for path in paths:
-            found.update(_checked(path, model))
+            tensors = _checked(path, model, verify)
+            found.update({n: t for n, t in tensors.items() if self._files.get(n, path) == path})
         check_tensors(
             folder / INDEX if len(paths) > 1 else paths[0], found, parameter_shapes(model)
         )
         self.dtype = common_dtype(found)
 
     def tensor(self, name: str) -> Tensor:
-        """One of them."""
-        # opened anew each time: the pages of a file that stays mapped count as memory
-        with safe_open(self._files[name], framework="pt") as file:
+        """One of them.
+
+        Raises:
+            UserError: its file is not what it was.
+        """
+        path = self._files[name]
+        with _opened(path) as file:  # anew each time: the pages of a mapped file count as memory
             return file.get_tensor(name)
 
 
@@ -181,6 +189,8 @@ def _files(folder: Path) -> dict[str, Path]:
         UserError: it cannot be told.
     """
     path = folder / INDEX
+    if path.exists() and (folder / WEIGHTS).exists():
+        raise UserError(f"{path}: beside {WEIGHTS}, which it does not list; one of them is stale")
     if not path.exists():
         path = folder / WEIGHTS
         return dict.fromkeys(_header(path)[0], path)
@@ -199,11 +209,22 @@ def _header(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[st
     Raises:
         UserError: missing or damaged.
     """
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+        return tensors, file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        UserError: missing or damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            tensors = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
-            return tensors, file.metadata() or {}
+            yield file
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except SafetensorError as error:
@@ -211,15 +232,12 @@ def _header(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], str]], dict[st
         raise UserError(f"{path}: is no whole safetensors file ({reason})") from None
 
 
-def _checked(path: Path, model: ModelConfig) -> dict[str, StoredAs]:
+def _checked(path: Path, model: ModelConfig, verify: bool) -> dict[str, StoredAs]:
     """The tensors of a file whose bytes and model are those that its header tells."""
     tensors, metadata = _header(path)
-    if metadata.get("architecture", _architecture(model)) != _architecture(model):
-        raise UserError(
-            f"{path}: is of another model than config.json beside it: "
-            + _differences(metadata["architecture"], model)
-        )
-    if DIGEST in metadata and _data_digest(path) != metadata[DIGEST]:
+    if "architecture" in metadata and (told := _differences(metadata["architecture"], model)):
+        raise UserError(f"{path}: is of another model than config.json beside it: {told}")
+    if verify and DIGEST in metadata and _data_digest(path) != metadata[DIGEST]:
         raise UserError(f"{path}: does not match the checksum in its header; it is damaged")
     return {
         name: (shape, DTYPE_NAMES.get(dtype, dtype)) for name, (shape, dtype) in tensors.items()
@@ -227,13 +245,15 @@ def _checked(path: Path, model: ModelConfig) -> dict[str, StoredAs]:
 
 
 def _differences(architecture: str, model: ModelConfig) -> str:
+    """What differs; a key that an older version did not write has its default."""
     try:
-        theirs = dict(json.loads(architecture))
-    except (ValueError, TypeError):
-        return "its header is damaged"
+        theirs = ModelConfig.model_validate_json(architecture).architecture()
+    except ValidationError as error:
+        keys = [".".join(map(str, fault["loc"])) for fault in error.errors()]
+        return f"its header is damaged or of a newer version ({', '.join(keys) or 'no model'})"
     ours = model.architecture()
-    differing = [key for key in ours if theirs.get(key) != ours[key]]
-    return ", ".join(f"{key}={theirs.get(key)}, not {ours[key]}" for key in differing)
+    differing = [key for key in ours if theirs[key] != ours[key]]
+    return ", ".join(f"{key}={theirs[key]}, not {ours[key]}" for key in differing)
 
 
 def _data_digest(path: Path) -> str:
@@ -253,7 +273,7 @@ def common_dtype(found: Mapping[str, StoredAs]) -> torch.dtype:
 
 
 def check_tensors(
-    where: Path,
+    where: Path | str,
     found: Mapping[str, StoredAs],
     wanted: Mapping[str, tuple[int, ...]],
 ) -> None:

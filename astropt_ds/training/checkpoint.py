@@ -38,7 +38,7 @@ from astropt_ds.training.staging import (
 
 MANIFEST = "manifest.json"
 MARKER = "complete"  # holds the manifest's sha256, as that holds the files'
-FORMAT = "astropt_ds-checkpoint-3"
+FORMAT = "astropt_ds-checkpoint-2"
 POINTER = "latest"
 NAME = re.compile("step-[0-9]{8,}")
 

@@ -12,13 +12,14 @@ from astropt_ds.model_folder.weights import StoredWeights
 from astropt_ds.training.fragments import WEIGHT, Fragment
 
 
-def load_weights(folder: Path, model: ModelConfig, fragments: list[Fragment]) -> None:
+def load_weights(folder: Path, model: ModelConfig, fragments: list[Fragment], verify: bool) -> None:
     """Overwrite the weights among this rank's fragments with those of a model folder.
 
     Args:
         folder: config.json and model.safetensors.
         model: the run's, which must be the folder's.
         fragments: what this rank holds of them.
+        verify: whether checksums are compared, which is enough on one rank.
 
     Raises:
         UserError: no model folder, or one of another model; all that differs is named.
@@ -35,7 +36,7 @@ def load_weights(folder: Path, model: ModelConfig, fragments: list[Fragment]) ->
             wanted[fragment.name].append(fragment)
     if differences:
         raise UserError(f"model.init_from={folder}/{CONFIG}: " + "; ".join(differences))
-    weights = StoredWeights(folder, model)
+    weights = StoredWeights(folder, model, verify)
     for name, held in wanted.items():
         tensor = weights.tensor(name)
         for fragment in held:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from astropt_ds.config import Config
 from astropt_ds.data.reader import Fault
 from astropt_ds.files import replace_durably
-from astropt_ds.flops import mfu, training_flops
+from astropt_ds.flops import mfu
 from astropt_ds.tokens import Grid
 from astropt_ds.training.environment import environment
+from astropt_ds.training.facts import counters, known
 from astropt_ds.training.metrics import Metrics, read_metrics
 from astropt_ds.training.pace import Place, stragglers
 from astropt_ds.training.progress import Progress
@@ -84,7 +84,7 @@ class Records:
     def note(self, name: str, step: int, **values: Any) -> None:
         """Record that something happened, without showing it."""
         if self._writes:
-            self.metrics.write("event", step, event=name, **_known(values))
+            self.metrics.write("event", step, event=name, **known(values))
 
     def summary(self) -> str:
         """How the validation loss went, in a few words; on all ranks."""
@@ -107,7 +107,7 @@ class Records:
             "train",
             step,
             **counters(self.config, step),
-            **_known(values),
+            **known(values),
             tokens_per_s=rate,
             mfu=mfu(self.config.model, tokens, rate, device, size),
             memory_bytes=self._ranks.peak_memory(),
@@ -146,31 +146,3 @@ class Records:
 
     def _warn(self, text: str) -> None:
         self.progress.say(f"warning: {text}")
-
-
-def counters(config: Config, step: int) -> dict[str, int]:
-    """What a run has consumed after so many steps: samples, tokens, and exact FLOPs."""
-    samples, tokens = step * config.batch.global_images, config.tokens_per_image
-    flops = samples * training_flops(config.model, tokens)
-    return {"samples": samples, "tokens": samples * tokens, "flops": flops}
-
-
-def training_facts(
-    config: Config, step: int, updates: int, data: Any, losses: dict[str, float | None]
-) -> dict[str, Any]:
-    """What a checkpoint and a model folder say of the training, as JSON holds it."""
-    return {
-        "step": step,
-        "updates": updates,
-        **counters(config, step),
-        **_known(losses),
-        "image_size": config.data.image_size,
-        "seed": config.seed,
-        "data": data,
-    }
-
-
-def _known(values: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that are none become null: JSON has no word for them."""
-    unknown = {k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {key: None if key in unknown else value for key, value in values.items()}

@@ -14,12 +14,13 @@ from astropt_ds.training.bad_samples import BadSamples
 from astropt_ds.training.energy import RunEnergy
 from astropt_ds.training.engine import Engine, StepResult
 from astropt_ds.training.environment import description
+from astropt_ds.training.facts import training_facts
 from astropt_ds.training.folder import COMPLETE, REQUEUE, RunFolder
 from astropt_ds.training.initial import load_weights
 from astropt_ds.training.interruption import Interruption
 from astropt_ds.training.pace import GarbagePauses, Pace
 from astropt_ds.training.ranks import Ranks
-from astropt_ds.training.records import Records, training_facts
+from astropt_ds.training.records import Records
 from astropt_ds.training.resume import (
     changes,
     check_fits,
@@ -250,7 +251,7 @@ class Run:
 
     def _load_weights(self, engine: Engine, folder: Path) -> None:
         with self.ranks.together():
-            load_weights(folder, self.config.model, engine.fragments())
+            load_weights(folder, self.config.model, engine.fragments(), self.ranks.main)
         engine.refresh()
 
     def _tell_stop(self) -> str:

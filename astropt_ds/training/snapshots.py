@@ -83,7 +83,7 @@ def save(
                 check_cover(tensors, [WEIGHT])
                 names = parameter_shapes(model)
                 values = ((name, whole(staging, tensors, name, WEIGHT)) for name in names)
-                write_folder(staging, model, dtype, facts, values)
+                write_folder(staging, model, dtype, lambda: facts, values)
                 for part in parts:
                     (staging / part["file"]).unlink()
                 replace_folder(staging, path)

@@ -5,11 +5,14 @@ import torch
 
 from astropt_ds.config_source import load_config
 from astropt_ds.convert.astropt import AstroPTSource
+from astropt_ds.convert.find import open_source
 from astropt_ds.convert.generations import generation_of, upstream_name, upstream_order
+from astropt_ds.convert.load import LiveSource
 from astropt_ds.convert.model_folders import FolderSource
 from astropt_ds.convert.write import write_astropt, write_model_folder
 from astropt_ds.errors import UserError
 from astropt_ds.model import AstroPT, parameter_shapes
+from astropt_ds.model_folder.release import Release
 from tests.unit.convert.documented import (
     SIZES,
     model_args,
@@ -165,7 +168,7 @@ def modality(**changes):
         ({"gate": 2}, "model_args.gate=2 is not known"),
         ({"tokeniser": "affine"}, "model_args.tokeniser='affine', but its tensors are aim's"),
         ({"n_head": 5}, "model_args: .*width=32 is no multiple of heads=5"),
-        ({"n_layer": "three"}, "model_args: n_layer"),
+        ({"n_layer": "three"}, "model_args.n_layer='three' is no whole number"),
         ({"n_embd": 0}, "model_args: n_embd"),
         (modality(name="spectra"), r"modalities \['spectra'\], only \['images'\] is read"),
         (modality(embed_pos=False), "modality images: embed_pos=False, only True is read"),
@@ -199,6 +202,47 @@ def test_tensors_that_do_not_fit_are_named_together_as_the_file_has_them(tmp_pat
         assert part in str(caught.value)
 
 
+def test_prefixes_of_torchs_wrappers_and_masks_of_old_torch_are_no_tensors_of_the_model(tmp_path):
+    state = random_state("v1", LAYERS, WIDTH)
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
+    wrapped["module._orig_mod.transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    path = save(tmp_path / "ckpt.pt", wrapped, model_args("v1", LAYERS, HEADS, WIDTH))
+    source = AstroPTSource(path)
+    for name in parameter_shapes(source.model):
+        assert torch.equal(source.tensor(name), state[upstream_name(name, "v1")])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"best_val_loss": torch.ones(2)},
+        {"best_val_loss": "low"},
+        {"args": {3: 1, "b": 2}},
+        {"args": {"x\ny": 1}},
+        {"args": {"attn_type": [[["prefix"] * 9] * 9]}},
+        {"args": {"n_head": True}},
+    ],
+)
+def test_strange_content_is_told_in_one_short_line(tmp_path, more):
+    path, _ = written(tmp_path / "ckpt.pt", "v1", **more)
+    with pytest.raises(UserError) as caught:
+        AstroPTSource(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_an_optimizer_state_of_other_weights_is_not_called_none(tmp_path):
+    state = random_state("v1", LAYERS, WIDTH)
+    weights = [torch.nn.Parameter(tensor) for tensor in state.values()]
+    optimizer = torch.optim.AdamW(weights)  # one group, in another order than AstroPT's two
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    args = model_args("v1", LAYERS, HEADS, WIDTH)
+    path = save(tmp_path / "ckpt.pt", state, args, optimizer=optimizer.state_dict())
+    with pytest.raises(UserError, match="holds an optimizer state that does not fit its weight"):
+        write_astropt(AstroPTSource(path), tmp_path / "out.pt", "v1", optimizer=True)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -225,17 +269,10 @@ def test_a_torch_file_of_something_else_is_told(tmp_path, content, message):
 )
 def test_what_a_generation_cannot_express_is_refused(tmp_path, overrides, generation, message):
     model = load_config("1m", ["model.layers=1", "model.width=32", *overrides]).model
-    source = LiveSource(AstroPT(model))
+    source = LiveSource(AstroPT(model), {})
     with pytest.raises(UserError, match=f"astropt-{generation} cannot express.*{message}"):
         write_astropt(source, tmp_path / "ckpt.pt", generation)
     assert not list(tmp_path.iterdir())
-
-
-def LiveSource(model):
-    from types import SimpleNamespace
-
-    weights = dict(model.named_parameters())
-    return SimpleNamespace(model=model.config, tensor=lambda name, state="weight": weights[name])
 
 
 def test_thirty_random_corruptions_are_told_or_change_nothing(tmp_path):
@@ -263,10 +300,16 @@ def test_thirty_random_corruptions_are_told_or_change_nothing(tmp_path):
 def test_a_truncated_file_is_told_at_any_length(tmp_path):
     path, _ = written(tmp_path / "ckpt.pt", "v3")
     data = path.read_bytes()
-    for length in range(0, len(data), len(data) // 20):
+    for length in range(len(data) // 20, len(data), len(data) // 20):
         path.write_bytes(data[:length])
         with pytest.raises(UserError, match="damaged, or no file that torch.save wrote"):
-            AstroPTSource(path)
+            open_source(path)
+
+
+def test_what_torch_saved_before_zip_files_is_told_how_to_become_one(tmp_path):
+    torch.save({}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match="a plain pickle, as torch before 1.6 wrote; saved anew"):
+        open_source(tmp_path / "old.pt")
 
 
 def test_the_weights_of_a_file_take_any_dtype_and_return(tmp_path):
@@ -280,6 +323,35 @@ def test_the_weights_of_a_file_take_any_dtype_and_return(tmp_path):
         assert again.dtype == dtype
         for name in parameter_shapes(source.model):
             assert torch.equal(again.tensor(name), state[upstream_name(name, "v2")].to(dtype))
+
+
+def test_values_that_are_not_finite_are_told_and_kept(tmp_path, capsys):
+    state = random_state("v2", LAYERS, WIDTH)
+    state["transformer.ln_f.weight"][3] = torch.nan
+    path = save(tmp_path / "ckpt.pt", state, model_args("v2", LAYERS, HEADS, WIDTH))
+    write_model_folder(AstroPTSource(path), tmp_path / "folder")
+    assert "not finite, in 1 tensors: transformer.ln_f.weight" in capsys.readouterr().err
+    assert FolderSource(tmp_path / "folder").tensor("transformer.ln_f.weight")[3].isnan()
+
+
+def test_two_conversions_to_one_name_do_not_delete_each_others_work(tmp_path):
+    path, _ = written(tmp_path / "ckpt.pt", "v2")
+    (mine := tmp_path / "folder.partial").mkdir()
+    (mine / "letter").write_text("dear reader")
+    with pytest.raises(UserError, match="folder.partial exists, of a command that still runs"):
+        write_model_folder(AstroPTSource(path), tmp_path / "folder")
+    assert (mine / "letter").exists()
+
+
+def test_licence_and_data_sets_outlast_a_conversion_unless_others_are_given(tmp_path):
+    path, _ = written(tmp_path / "ckpt.pt", "v2")
+    release = Release("mit", ("organisation/name",))
+    write_model_folder(AstroPTSource(path), tmp_path / "a", release=release)
+    write_model_folder(FolderSource(tmp_path / "a"), tmp_path / "b", torch.bfloat16)
+    assert FolderSource(tmp_path / "b").release == release
+    assert "license: mit" in (tmp_path / "b" / "README.md").read_text()
+    write_model_folder(FolderSource(tmp_path / "b"), tmp_path / "c", release=Release("other"))
+    assert FolderSource(tmp_path / "c").release == Release("other")
 
 
 def test_nothing_is_left_of_an_output_that_failed_and_nothing_overwritten(tmp_path):

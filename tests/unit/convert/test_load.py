@@ -79,6 +79,7 @@ def test_arrays_and_tensors_become_the_same_tokens():
     turned = np.rot90(array, axes=(1, 2))  # negative strides
     assert torch.equal(rows.tokens(turned), rows.tokens(torch.rot90(images, dims=(1, 2))))
     assert torch.equal(rows.tokens(galaxies(torch.float32)), tokens)
+    assert torch.equal(rows.tokens(array.astype(">f4")), tokens)  # as FITS has them
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,8 @@ def test_what_cannot_be_loaded_is_told_in_a_line(tmp_path):
         (folder, {}, "model.safetensors: does not match the checksum in its header"),
         (tmp_path / "none", {}, "none: does not exist; a model folder"),
         (tmp_path, {}, "not recognised; a model folder"),
-        (folder, {"dtype": "float32"}, "dtype=float32: one of fp32, bf16, fp16 would be right"),
+        (folder, {"dtype": "float64"}, "dtype=float64: one of fp32, bf16, fp16 would be right"),
+        (folder, {"kernel": "fast"}, "attention.kernel=fast: auto, flash, sdpa or eager"),
         (folder, {"dtype": torch.int64}, "dtype=torch.int64: one of fp32, bf16, fp16"),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -123,6 +125,17 @@ def test_values_that_the_dtype_cannot_hold_are_refused_and_leave_nothing(tmp_pat
     astropt_ds.save_model(model, tmp_path / "model")
     with pytest.raises(UserError, match="fp16: transformer.ln_f.weight has values beyond 65504"):
         astropt_ds.load_model(tmp_path / "model", dtype="fp16")
+
+
+def test_a_compiled_model_is_saved_as_it_is_and_one_of_another_dtype_not_at_all(tmp_path):
+    model = small()
+    astropt_ds.save_model(torch.compile(model), tmp_path / "model")
+    again = astropt_ds.load_model(tmp_path / "model")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter)
+    with pytest.raises(UserError, match="model: of a dtype other than fp32, bf16 and fp16"):
+        astropt_ds.save_model(model.double(), tmp_path / "double")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_saved_model_has_its_facts_and_replaces_no_other(tmp_path):

@@ -86,6 +86,18 @@ def test_a_dry_run_tells_and_writes_nothing(convert, files, tmp_path):
             "the AstroPT v1 checkpoint holds no optimizer state",
         ),
         (("--input", "{files}/ckpt.pt", "--config", "1m", "--dry-run"), "tells its own model"),
+        (("--input", "{files}/text.pt", "--config", "1m", "--dry-run"), "text.pt: not recognised"),
+        (
+            (
+                *("--input", "{files}/ckpt.pt", "--output", "{new}"),
+                *("--to", "astropt-v1", "--license", "mit"),
+            ),
+            "--license and --dataset: an AstroPT file has no model card",
+        ),
+        (
+            ("--input", "{files}/ckpt.pt", "--output", "{new}", "--license", "My License"),
+            "license=My License: not an identifier of the Hugging Face hub",
+        ),
         (
             ("--input", "{files}/ckpt.pt", "--dry-run", "model.width=32"),
             "model.width=32: goes with --config",

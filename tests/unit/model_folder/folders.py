@@ -21,7 +21,7 @@ def small(tokeniser="aim", *overrides):
 def write(folder, model, facts=None, **options):
     folder.mkdir(parents=True)
     tensors = ((name, parameter.detach()) for name, parameter in model.named_parameters())
-    write_folder(folder, model.config, torch.float32, facts or {}, tensors, **options)
+    write_folder(folder, model.config, torch.float32, lambda: facts or {}, tensors, **options)
     return folder
 
 

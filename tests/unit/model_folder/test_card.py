@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from astropt_ds.errors import UserError
-from astropt_ds.model_folder.card import Release, model_card
+from astropt_ds.model_folder.card import model_card
+from astropt_ds.model_folder.release import Release
 from tests.unit.model_folder.folders import small, write
 
 FACTS = {

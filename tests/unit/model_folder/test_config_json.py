@@ -6,12 +6,13 @@ import torch
 from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError
 from astropt_ds.model_folder.config_json import read_model_config, write_config
+from astropt_ds.model_folder.release import Release
 
 MODEL = load_config("1m", ["model.layers=1", "model.width=24", "data.image_size=48"]).model
 
 
 def test_config_json_holds_all_that_the_model_needs(tmp_path):
-    write_config(tmp_path, MODEL, torch.bfloat16, {"step": 7, "image_size": 48})
+    write_config(tmp_path, MODEL, torch.bfloat16, {"step": 7, "image_size": 48}, Release())
     assert read_model_config(tmp_path) == MODEL
     values = json.loads((tmp_path / "config.json").read_text())
     assert (values["model_type"], values["dtype"]) == ("astropt", "bfloat16")
@@ -21,12 +22,18 @@ def test_config_json_holds_all_that_the_model_needs(tmp_path):
     assert "init_from" not in values
 
 
+def test_facts_that_json_cannot_hold_are_refused(tmp_path):
+    for value in (float("nan"), torch.ones(1)):
+        with pytest.raises(UserError, match="training facts that JSON cannot hold"):
+            write_config(tmp_path, MODEL, torch.float32, {"loss": value}, Release())
+
+
 @pytest.mark.parametrize(
     "tokeniser, generation", [("relu", "v1"), ("aim", "v2, v3"), ("affine", "v3")]
 )
 def test_the_generation_is_the_tokenisers(tmp_path, tokeniser, generation):
     model = load_config("1m", [f"model.tokeniser={tokeniser}"]).model
-    write_config(tmp_path, model, torch.float32, {})
+    write_config(tmp_path, model, torch.float32, {}, Release())
     assert json.loads((tmp_path / "config.json").read_text())["generation"] == generation
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.config_json import read_model_config
 from astropt_ds.model_folder.remote_code import remote_code
-from astropt_ds.model_folder.weights import StoredWeights
+from astropt_ds.model_folder.weights import StoredWeights, write_weights
 from tests.unit.model_folder.folders import galaxies, small, write
 
 TOKENISERS = ("relu", "aim", "affine")
@@ -63,6 +64,17 @@ def test_transformers_fills_every_parameter_and_computes_what_the_model_does(
     assert list(state) == [name for name, _ in model.named_parameters()]
     assert same(state.values(), model.parameters())
     assert same(outputs(model), outputs(loaded))
+
+
+@needs_hub
+def test_weights_in_several_files_load_alike(folders, auto, tmp_path):
+    model, folder = folders["relu"]
+    several = shutil.copytree(folder, tmp_path / "several")
+    (several / "model.safetensors").unlink()
+    parameters = [(name, p.detach()) for name, p in model.named_parameters()]
+    write_weights(several, model.config, torch.float32, parameters, shard_bytes=100_000)
+    assert len(list(several.glob("*.safetensors"))) > 2
+    assert same(outputs(auto(several)), outputs(model))
 
 
 @needs_hub

@@ -61,9 +61,46 @@ def test_a_file_of_several_that_is_gone_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
 def test_what_is_no_index_is_told(tmp_path, text):
-    write(tmp_path)
+    write(tmp_path, shard_bytes=40_000)
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(UserError, match="not the index of a model's files"):
+        read_weights(tmp_path, MODEL)
+
+
+def test_an_index_beside_a_single_file_is_refused_since_either_may_be_stale(tmp_path):
+    write(tmp_path, shard_bytes=40_000)
+    write(tmp_path)
+    with pytest.raises(UserError, match="index.json: beside model.safetensors"):
+        read_weights(tmp_path, MODEL)
+
+
+def test_an_index_that_names_the_wrong_file_or_too_few_tensors_is_told(tmp_path):
+    write(tmp_path, shard_bytes=40_000)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    first, *_, last = index["weight_map"]
+    index["weight_map"][first] = index["weight_map"][last]
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"missing: {first}"):
+        read_weights(tmp_path, MODEL)
+    del index["weight_map"][first]
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"missing: {first}"):
+        read_weights(tmp_path, MODEL)
+
+
+def test_a_key_that_an_older_version_did_not_write_has_its_default(tmp_path):
+    older = MODEL.architecture()
+    del older["objective"]
+    header = {"format": "pt", "architecture": json.dumps(older)}
+    save_file(dict(values()), tmp_path / "model.safetensors", metadata=header)
+    assert len(read_weights(tmp_path, MODEL)) == len(values())
+
+
+def test_a_key_of_a_newer_version_is_named(tmp_path):
+    header = {"format": "pt", "architecture": json.dumps({**MODEL.architecture(), "rotary": True})}
+    save_file(dict(values()), tmp_path / "model.safetensors", metadata=header)
+    with pytest.raises(UserError, match=r"damaged or of a newer version \(rotary\)"):
         read_weights(tmp_path, MODEL)
 
 
