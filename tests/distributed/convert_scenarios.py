@@ -1,4 +1,4 @@
-"""What launches of several ranks save for test_conversion.py, by our layer and by DeepSpeed's own.
+"""What launches of several ranks save for the tests of conversion, by our layer and by DeepSpeed's own.
 
 Run by torchrun: ``convert_scenarios.py FOLDER``, first on two ranks. One state, trained there, is
 loaded into every engine, at every number of ranks, and saved by it.
