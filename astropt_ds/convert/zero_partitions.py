@@ -190,9 +190,13 @@ def _wrong_lengths(ranks: Mapping[int, _Rank], lengths: list[int]) -> Iterator[s
     """
     stage, size, states = (first := ranks[min(ranks)]).stage, first.count, first.parts.keys()
     for rank, saved in ranks.items():
-        told = (saved.stage, saved.count, saved.parts.keys(), len(saved.parts[WEIGHT]))
-        if told != (stage, size, states, len(lengths)):
+        groups = len(saved.parts[WEIGHT])
+        told = (saved.stage, saved.count, saved.parts.keys(), groups)
+        if told != (stage, size, states, len(first.parts[WEIGHT])):
             yield f"{saved.path.name} is of another checkpoint than {first.path.name}"
+            continue
+        if groups != len(lengths):
+            yield f"{saved.path.name} has {groups} groups of parameters, not {len(lengths)}"
             continue
         for state, parts in saved.parts.items():
             for group, (part, needed) in enumerate(zip(parts, lengths, strict=True)):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from astropt_ds.convert.find import open_source
 from astropt_ds.model import AstroPT
@@ -21,7 +22,7 @@ from tests.distributed.conversions import (
     converted,
     tensors,
 )
-from tests.distributed.convert_scenarios import STEPS, TAG
+from tests.distributed.convert_scenarios import HALVES, STEPS, TAG
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,28 @@ def test_moments_that_stage_0_keeps_in_another_order_are_told_apart_or_left(
         source = open_source(path, MODEL)
         assert (source.optim is not None) == known
         assert_equal(tensors(source, STATES if known else ["weight"]), saved_state)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_stage_0_in_half_precision_is_read_from_its_fp32_masters(conversions, precision):
+    source = open_source(conversions / "deepspeed" / f"{precision}-0", MODEL)
+    masters = torch.load(conversions / f"{precision}-0.pt")
+    assert source.dtype == torch.float32 and source.optim is not None
+    weights = tensors(source, ["weight"])
+    assert_equal(weights, {(name, "weight"): values for name, values in masters.items()})
+    half = DTYPES[precision]
+    assert all(not torch.equal(w, w.to(half).float()) for w in weights.values() if w.any())
+
+
+def test_deepspeeds_loss_scaler_is_passed_over(copy, saved_state):
+    path = copy("2-fp32-1")
+    for file in (path / TAG).glob("*_optim_states.pt"):
+        content = torch.load(file, weights_only=False)
+        scaler = DynamicLossScaler(2**16, 2.0, 1000, 1.0, 2, False)
+        content["optimizer_state_dict"]["loss_scaler"] = scaler
+        torch.save(content, file)
+        assert b"DynamicLossScaler" in file.read_bytes()
+    assert_equal(tensors(open_source(path, MODEL)), saved_state)
 
 
 @pytest.mark.parametrize("saved", SAVED)
