@@ -124,7 +124,7 @@ def save_half(folder: Path, precision: str) -> None:
     dtype = next(model.parameters()).dtype
     for _ in range(2):
         predictions, _ = engine(standardise(prediction_batch().patches)[:, :-1].to(dtype))
-        engine.backward(predictions.float().square().mean())
+        engine.backward(predictions.float().square().sum())
         engine.step()
     engine.save_checkpoint(str(folder / "deepspeed" / f"{precision}-0"), tag=TAG)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
