@@ -57,7 +57,8 @@ class ZeroSource(Source):
     def __init__(self, path: Path, model: ModelConfig | None) -> None:
         folder = _checkpoint(path)
         self._layout = _open_layout(folder)
-        self._names = _our_names(list(self._layout.tensors))
+        with known_layout(folder):
+            self._names = _our_names(folder, list(self._layout.tensors))
         found = {ours: self._layout.tensors[theirs] for ours, theirs in self._names.items()}
         problems = list(self._layout.problems)
         if model is None:
@@ -142,13 +143,14 @@ def _told(folder: Path, problems: list[str]) -> UserError:
     return UserError(" ".join(f"{folder}: {'; '.join(problems)}".split()))
 
 
-def _our_names(stored: list[str]) -> dict[str, str]:
+def _our_names(folder: Path, stored: list[str]) -> dict[str, str]:
     """The stored name of each tensor by its name in our model; AstroPT's own models have theirs."""
     plain = [name.replace(COMPILED, "") for name in stored]
     generation = generation_of(plain) or "v3"
     ours = [our_name(name, generation) for name in plain]
     if twice := {name for name in ours if ours.count(name) > 1}:
-        raise UserError(f"{sorted(twice)} are there twice, with {COMPILED} and without")
+        names = ", ".join(sorted(twice))
+        raise UserError(f"{folder}: with {COMPILED} and without, thus twice: {names}")
     return dict(zip(ours, stored, strict=True))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from astropt_ds.convert.torch_file import StoredTensor, TorchFile
@@ -28,6 +29,11 @@ STUBS = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
+LOSS_SCALING = {
+    *("dynamic_loss_scale", "cur_scale", "cur_iter"),
+    *("last_overflow_iter", "scale_factor", "scale_window"),
+}
+MOST = 2**53  # of anything that is counted: what JSON's readers keep exact
 UNIVERSAL_NAMES = {WEIGHT: "fp32", **{moment: moment for moment in MOMENTS}}
 
 
@@ -46,7 +52,7 @@ class Layout(ABC):
 
     what: str
     step: int
-    updates: float
+    updates: int
     tensors: dict[str, StoredAs]
     groups: list[dict[str, Any]] | None = None
     problems: list[str] = field(default_factory=list)
@@ -65,8 +71,11 @@ def known_layout(path: Path) -> Iterator[None]:
     """Turn what is not where it should be in a file's content into a user's error."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: not laid out as by DeepSpeed 0.19 ({error!r})") from None
+    except UserError:
+        raise
+    except Exception as error:  # a pickle may hold anything anywhere
+        reason = " ".join(repr(error).split())
+        raise UserError(f"{path}: not laid out as by DeepSpeed 0.19 ({reason})") from None
 
 
 def stored_tensor(value: Any) -> StoredTensor:
@@ -76,15 +85,16 @@ def stored_tensor(value: Any) -> StoredTensor:
     return value
 
 
-def number(value: Any, otherwise: float) -> float:
-    """A stored number, which may be a tensor of one element."""
-    if isinstance(value, StoredTensor):
-        return value.read().item()
-    return otherwise if value is None else float(value)
+def count(value: Any, least: int = 0, most: int = MOST) -> int:
+    """A stored count, which may be a tensor of one element."""
+    number = value.read().item() if isinstance(value, StoredTensor) else value
+    if type(number) not in (int, float) or number % 1 or not least <= number <= most:
+        raise ValueError(f"{number!s:.40} is no count from {least} to {most}")
+    return int(number)
 
 
 class Whole(Layout):
-    """Stage 0: the module's own tensors.
+    """Stage 0: the module's own tensors or, of a module in half precision, AdamW's fp32 masters.
 
     AdamW numbers its parameters. Which is which follows from the shapes if they were grouped as
     upstream and we do, matrices before the rest, or not at all; else the moments are left.
@@ -94,8 +104,8 @@ class Whole(Layout):
         buffers = header.content["buffer_names"]
         module = header.content["module"].items()
         weights = {name: stored_tensor(value) for name, value in module if name not in buffers}
-        self._tensors = {WEIGHT: weights}
-        optimizer = header.content["optimizer"] or {}
+        self._tensors, self._module = {WEIGHT: weights}, weights
+        optimizer, masters = _unwrapped(header)
         groups, state = optimizer.get("param_groups", []), optimizer.get("state", {})
         entries = [state.get(n, {}) for group in groups for n in group["params"]]
         names = sorted(weights, key=lambda name: len(groups) > 1 and len(weights[name].shape) < 2)
@@ -104,17 +114,46 @@ class Whole(Layout):
             shapes = [value.shape for value in values]
             if shapes == [weights[name].shape for name in names]:
                 self._tensors[moment] = dict(zip(names, values, strict=True))
+        if masters is not None:
+            if [master.shape for master in masters] != [weights[name].shape for name in names]:
+                raise UserError(f"{header.path}: fp32_groups are not in a known order")
+            self._tensors[WEIGHT] = dict(zip(names, masters, strict=True))
+        step = count(header.content["global_steps"])
         super().__init__(
             "ZeRO stage 0",
-            step := header.content["global_steps"],
-            number(entries[0].get("step") if entries else None, step),
-            {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()},
+            step,
+            next((count(entry["step"]) for entry in entries if "step" in entry), step),
+            {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors[WEIGHT].items()},
             groups if set(MOMENTS) <= self._tensors.keys() else None,
         )
 
     def read(self, name: str, state: str) -> Tensor:
         """See :meth:`Layout.read`."""
-        return self._tensors[state][name].read()
+        values = self._tensors[state][name].read()
+        if state == WEIGHT and (module := self._module[name]) is not self._tensors[WEIGHT][name]:
+            # they were told apart by their shapes alone
+            rounded = values.to(module.dtype)
+            if not torch.allclose(rounded, module.read(), rtol=0, atol=0, equal_nan=True):
+                raise UserError(f"{module.file.path}: the fp32 master of {name} is of another one")
+        return values
+
+
+def _unwrapped(header: TorchFile) -> tuple[dict[str, Any], list[StoredTensor] | None]:
+    """AdamW's state and, in the order of its parameters, its fp32 masters if it has its own."""
+    optimizer, masters = header.content["optimizer"] or {}, None
+    if "fp32_groups" in optimizer:  # FP16_UnfusedOptimizer, which bf16 has as well
+        masters = [stored_tensor(each) for group in optimizer["fp32_groups"] for each in group]
+        if more := optimizer.keys() - {"fp32_groups", "optimizer_state_dict", *LOSS_SCALING}:
+            raise _not_read(header.path, more)
+        optimizer = optimizer["optimizer_state_dict"]
+    if more := optimizer.keys() - {"state", "param_groups"}:
+        raise _not_read(header.path, more)
+    return optimizer, masters
+
+
+def _not_read(path: Path, keys: set[Any]) -> UserError:
+    names = " ".join(", ".join(sorted(map(str, keys))).split())
+    return UserError(f"{path}: the optimizer's state has {names}, which are not read")
 
 
 class Universal(Layout):
@@ -151,16 +190,18 @@ class Universal(Layout):
         optimizer = TorchFile(folder / "optimizer_state.pt", STUBS)
         with known_layout(optimizer.path):
             groups = optimizer.content["param_groups"]
-        counts = sorted(folder.glob("*/step.pt"))
-        counted = TorchFile(counts[0], STUBS).content if counts else None
-        if counted is None:  # made from stage 3, whose optimizer is there whole
+        step = count(header.content["global_steps"])
+        if counts := sorted(folder.glob("*/step.pt")):
+            with known_layout(counts[0]):
+                updates = count(TorchFile(counts[0], STUBS).content)
+        else:  # made from stage 3, whose optimizer is there whole
             with known_layout(optimizer.path):
                 adamw = optimizer.content.get("optimizer_state_dict", {"state": {}})
-                counted = adamw["state"].get(0, {}).get("step")
+                updates = count(adamw["state"].get(0, {}).get("step", step))
         super().__init__(
             "universal",
-            step := header.content["global_steps"],
-            number(counted, step),
+            step,
+            updates,
             tensors,
             groups if with_moments else None,
             problems,

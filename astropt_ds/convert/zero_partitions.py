@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from astropt_ds.convert.torch_file import StoredTensor, TorchFile
-from astropt_ds.convert.zero_layouts import STUBS, Layout, known_layout, number, stored_tensor
+from astropt_ds.convert.zero_layouts import STUBS, Layout, count, known_layout, stored_tensor
 from astropt_ds.errors import UserError
 from astropt_ds.model_folder.weights import StoredAs
 from astropt_ds.training.fragments import MOMENTS, WEIGHT
 
 OPTIM_FILES = "*_optim_states.pt"
 OPTIM_FILE = re.compile(r"(.*zero_pp_rank_)(\d+)(_mp_rank_00_optim_states\.pt)")
+MOST_RANKS = 2**16
+LISTED = 8  # files in a line
 ALIGNMENT = 2  # elements: stages 1 and 2 pad a group so that each rank's part is a multiple
 
 
@@ -45,7 +47,7 @@ class _Rank:
     count: int
     parts: Mapping[str, list[StoredTensor]]
     groups: list[dict[str, Any]]
-    updates: Any
+    updates: set[int]
     paddings: list[list[int]] | None
 
 
@@ -53,6 +55,7 @@ class Partitioned(Layout):
     """Stages 1, 2 and 3, and bf16's own optimizer: a file a rank with its part of every group."""
 
     def __init__(self, header: TorchFile, folder: Path) -> None:
+        self._folder = folder
         problems: list[str] = []
         ranks: dict[int, _Rank] = {}
         for path in sorted(folder.glob(OPTIM_FILES)):
@@ -66,7 +69,7 @@ class Partitioned(Layout):
             missing = f"{folder}: {OPTIM_FILES}, which hold the weights, are missing"
             raise UserError("; ".join(problems) or missing)
         self._ranks = [ranks[rank] for rank in sorted(ranks)]
-        self._stage, count = self._ranks[0].stage, self._ranks[0].count
+        self._stage, size = self._ranks[0].stage, self._ranks[0].count
         self._places: dict[str, _Place] = {}
         tensors: dict[str, StoredAs] = {}
         paddings = self._ranks[0].paddings or [[0] * len(s) for s in header.content["param_shapes"]]
@@ -77,14 +80,17 @@ class Partitioned(Layout):
                 length = math.prod(shape)
                 self._places[name] = _Place(group, start, length)
                 tensors[name] = (shape, self._ranks[0].parts[WEIGHT][group].dtype)
-                start += math.ceil(length / count) if self._stage == 3 else length + padding
+                start += math.ceil(length / size) if self._stage == 3 else length + padding
             lengths.append(start)
-        problems += _missing(folder, ranks, count)
+        problems += _missing(folder, ranks, size)
         problems += _wrong_lengths(ranks, lengths)
+        problems += _torn({saved.path.name: saved.updates for saved in self._ranks}, "AdamW's")
+        step = count(header.content["global_steps"])
+        problems += _torn_headers(folder)
         super().__init__(
-            f"ZeRO stage {self._stage}, {count} rank{'s' * (count > 1)}",
-            step := header.content["global_steps"],
-            number(self._ranks[0].updates, step),
+            f"ZeRO stage {self._stage}, {size} rank{'s' * (size > 1)}",
+            step,
+            max(self._ranks[0].updates, default=step),
             tensors,
             self._ranks[0].groups if set(MOMENTS) <= self._ranks[0].parts.keys() else None,
             problems,
@@ -106,6 +112,8 @@ class Partitioned(Layout):
             if first < last:
                 values[at : at + last - first] = part.part(first, last - first)
                 at += last - first
+        if at < length:
+            raise UserError(f"{self._folder}: {state} of {name} has {at} of {length} elements")
         return values
 
 
@@ -117,11 +125,12 @@ def _open_rank(path: Path) -> _Rank:
             stage, masters, adamw = 3, state["fp32_flat_groups"], state["optimizer_state_dict"]
         else:
             # bf16's own optimizer, which does not tell, cuts as stage 1 does
-            stage = state["zero_stage"].values[0] if "zero_stage" in state else 1
+            stage = count(state["zero_stage"].values[0], 1, 2) if "zero_stage" in state else 1
             masters, adamw = state["single_partition_of_fp32_groups"], state["base_optimizer_state"]
         if isinstance(adamw, list):  # elastic_checkpoint: moments, but not whose
             adamw = {"state": {}, "param_groups": []}
-        count = state["partition_count"]
+        counts = state["partition_count"]  # stages 1 and 2 have one a group
+        counts = counts if isinstance(counts, list) else [counts]
         parts = {WEIGHT: [stored_tensor(master) for master in masters]}
         entries = [adamw["state"].get(group, {}) for group in range(len(masters))]
         for moment in MOMENTS:
@@ -130,23 +139,48 @@ def _open_rank(path: Path) -> _Rank:
         return _Rank(
             path,
             stage,
-            max(count) if isinstance(count, list) else count,
+            max(count(each, 1, MOST_RANKS) for each in counts),
             parts,
             adamw["param_groups"],
-            next((entry["step"] for entry in entries if "step" in entry), None),
+            {count(entry["step"]) for entry in entries if "step" in entry},
             state.get("param_alignment_paddings"),
         )
 
 
-def _missing(folder: Path, ranks: Mapping[int, _Rank], count: int) -> Iterator[str]:
-    """A line on each rank whose file is not there, or that is none of so many."""
+def _missing(folder: Path, ranks: Mapping[int, _Rank], size: int) -> Iterator[str]:
+    """A line on the ranks whose files are not there, and on each that is none of so many."""
     before, _, after = OPTIM_FILE.fullmatch(ranks[min(ranks)].path.name).groups()  # type: ignore
-    for rank in range(count):
-        if not (path := folder / f"{before}{rank}{after}").exists():
-            yield f"{path.name} of {count} ranks is missing"
+    names = [f"{before}{rank}{after}" for rank in range(size)]
+    if missing := [name for name in names if not (folder / name).exists()]:
+        yield f"missing of {size} ranks: {_listed(missing)}"
     for rank in ranks:
-        if rank >= count:
-            yield f"{ranks[rank].path.name} is there of {count} ranks only"
+        if rank >= size:
+            yield f"{ranks[rank].path.name} is there of {size} ranks only"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _torn(steps: Mapping[str, set[int]], whose: str) -> Iterator[str]:
+    """A line where files are not all of one step: a save was cut short, or a tag used again."""
+    found = sorted(set().union(*steps.values()))
+    if len(found) > 1:
+        of = (f"{step} in {_listed([n for n in steps if step in steps[n]])}" for step in found)
+        yield f"{whose} count of updates is {'; '.join(of)}: they were not saved together"
+
+
+def _torn_headers(folder: Path) -> Iterator[str]:
+    """The same of the files beside, of which stage 3 writes one a rank."""
+    steps = {}
+    for path in sorted(folder.glob("*_model_states.pt")):
+        try:
+            with known_layout(path):
+                steps[path.name] = {count(TorchFile(path, STUBS).content["global_steps"])}
+        except UserError as error:
+            yield str(error)
+    yield from _torn(steps, "DeepSpeed's")
 
 
 def _wrong_lengths(ranks: Mapping[int, _Rank], lengths: list[int]) -> Iterator[str]:
@@ -154,17 +188,21 @@ def _wrong_lengths(ranks: Mapping[int, _Rank], lengths: list[int]) -> Iterator[s
 
     Stages 1 and 2 save the last part with padding or, for the masters, without.
     """
-    stage, count, states = (first := ranks[min(ranks)]).stage, first.count, first.parts.keys()
+    stage, size, states = (first := ranks[min(ranks)]).stage, first.count, first.parts.keys()
     for rank, saved in ranks.items():
-        told = (saved.stage, saved.count, saved.parts.keys(), len(saved.parts[WEIGHT]))
-        if told != (stage, count, states, len(lengths)):
+        groups = len(saved.parts[WEIGHT])
+        told = (saved.stage, saved.count, saved.parts.keys(), groups)
+        if told != (stage, size, states, len(first.parts[WEIGHT])):
             yield f"{saved.path.name} is of another checkpoint than {first.path.name}"
+            continue
+        if groups != len(lengths):
+            yield f"{saved.path.name} has {groups} groups of parameters, not {len(lengths)}"
             continue
         for state, parts in saved.parts.items():
             for group, (part, needed) in enumerate(zip(parts, lengths, strict=True)):
                 padded, left = needed, needed
                 if stage < 3:
-                    padded = ALIGNMENT * math.ceil(needed / (ALIGNMENT * count))
+                    padded = ALIGNMENT * math.ceil(needed / (ALIGNMENT * size))
                     left = min(max(needed - rank * padded, 0), padded)
                 if part.shape not in ((padded,), (left,)):
                     yield (

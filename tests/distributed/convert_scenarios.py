@@ -1,4 +1,4 @@
-"""What launches of several ranks save for test_conversion.py, by our layer and by DeepSpeed's own.
+"""What launches of several ranks save for tests of conversion, by our layer and by DeepSpeed's own.
 
 Run by torchrun: ``convert_scenarios.py FOLDER``, first on two ranks. One state, trained there, is
 loaded into every engine, at every number of ranks, and saved by it.
@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -18,6 +19,9 @@ from deepspeed.checkpoint.ds_to_universal import main as ds_to_universal
 
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
+from astropt_ds.model import AstroPT
+from astropt_ds.optim import adamw
+from astropt_ds.tokens import standardise
 from astropt_ds.training import checkpoint
 from astropt_ds.training import engine as engine_module
 from astropt_ds.training.engine import Engine
@@ -46,6 +50,7 @@ VARIANTS = {
     "elastic": ("1", {"elastic_checkpoint": True}),
 }
 TAG = "some-tag"
+HALVES = {"bf16": {}, "fp16": {"initial_scale_power": 4}}  # at stage 0, of a state of their own
 UNIVERSAL = ("fp32-1", "fp32-3", "bf16-2")
 
 
@@ -104,6 +109,34 @@ def save_variants(folder: Path, micro: int, ranks: Ranks) -> None:
     engine_module.DS_CONFIGS = plain
 
 
+def save_half(folder: Path, precision: str) -> None:
+    """Stage 0 in half precision, which our engine refuses, and its fp32 masters by name."""
+    config = configuration("0", GLOBAL_IMAGES)
+    model = AstroPT(config.model, seed=5)
+    values = {
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": 0},
+        "zero_allow_untested_optimizer": True,
+        precision: {"enabled": True, **HALVES[precision]},
+    }
+    optimizer = adamw(model, config.optim)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=values)
+    dtype = next(model.parameters()).dtype
+    for _ in range(2):
+        predictions, _ = engine(standardise(prediction_batch().patches)[:, :-1].to(dtype))
+        engine.backward(predictions.float().square().sum())
+        engine.step()
+    engine.save_checkpoint(str(folder / "deepspeed" / f"{precision}-0"), tag=TAG)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    halves, masters = engine.optimizer.fp16_groups, engine.optimizer.fp32_groups
+    by_name = {
+        names[id(half)]: master.detach()
+        for group in zip(halves, masters, strict=True)
+        for half, master in zip(*group, strict=True)
+    }
+    torch.save(by_name, folder / f"{precision}-0.pt")
+
+
 def make_universal(folder: Path, name: str) -> None:
     options = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False}
     arguments = argparse.Namespace(
@@ -132,6 +165,8 @@ def main() -> None:
             if ranks.main:
                 np.save(folder / f"{name}.npy", predictions.numpy())
         save_variants(folder, micro, ranks)
+        for precision in HALVES if ranks.size == 1 else ():
+            save_half(folder, precision)
         dist.barrier()
         if ranks.main and ranks.size == 2:
             for name in UNIVERSAL:
