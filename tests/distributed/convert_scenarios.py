@@ -25,8 +25,8 @@ from astropt_ds.tokens import standardise
 from astropt_ds.training import checkpoint
 from astropt_ds.training import engine as engine_module
 from astropt_ds.training.engine import Engine
-from astropt_ds.training.ranks import Ranks, start
 from astropt_ds.training.facts import training_facts
+from astropt_ds.training.ranks import Ranks, start
 from astropt_ds.training.resume import identity
 from tests.distributed.scenarios import (
     GLOBAL_IMAGES,
