@@ -166,9 +166,8 @@ class StoredWeights:
         for path in paths:
             tensors = _checked(path, model, verify)
             found.update({n: t for n, t in tensors.items() if self._files.get(n, path) == path})
-        check_tensors(
-            folder / INDEX if len(paths) > 1 else paths[0], found, parameter_shapes(model)
-        )
+        where = folder / INDEX if (folder / INDEX).exists() else folder / WEIGHTS
+        check_tensors(where, found, parameter_shapes(model))
         self.dtype = common_dtype(found)
 
     def tensor(self, name: str) -> Tensor:
