@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from astropt_ds.config import Config, ModalityConfig
+from astropt_ds.config import Config, ModalityConfig, ModelConfig
 from astropt_ds.errors import UserError
 from astropt_ds.section import Section
 
@@ -23,14 +23,25 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> Confi
     Raises:
         UserError: no such preset or file, not YAML, or keys and values that do not fit.
     """
-    values = _read_yaml(source)
-    for override in overrides or []:
-        _apply(values, override)
+    values = _read(source, overrides)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(dict.fromkeys(_describe(item) for item in error.errors()))
-        raise UserError(f"configuration {source}: {problems}") from None
+        raise _refusal(source, [(item["loc"], item) for item in error.errors()]) from None
+
+
+def load_model_config(source: str | Path, overrides: list[str] | None = None) -> ModelConfig:
+    """The section ``model`` alone, which need not fit the rest.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    values = _read(source, overrides).get("model")
+    try:
+        return ModelConfig.model_validate({} if values is None else values)
+    except ValidationError as error:
+        faults = [(("model", *item["loc"]), item) for item in error.errors()]
+        raise _refusal(source, faults) from None
 
 
 def parse_command_line(argv: list[str]) -> Config | None:
@@ -60,6 +71,18 @@ def preset_names() -> list[str]:
     """The shipped presets, smallest model first."""
     names = (path.stem for path in PRESETS.glob("*.yaml"))
     return sorted(names, key=lambda name: (not name[0].isdigit(), len(name), name))
+
+
+def _read(source: str | Path, overrides: list[str] | None) -> dict[str, Any]:
+    values = _read_yaml(source)
+    for override in overrides or []:
+        _apply(values, override)
+    return values
+
+
+def _refusal(source: str | Path, faults: list[tuple[tuple[Any, ...], Any]]) -> UserError:
+    told = dict.fromkeys(_describe(place, item) for place, item in faults)
+    return UserError(f"configuration {source}: {'; '.join(told)}")
 
 
 def _read_yaml(source: str | Path) -> dict[str, Any]:
@@ -116,9 +139,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     section[leaf] = value
 
 
-def _describe(item: Any) -> str:
+def _describe(place: tuple[Any, ...], item: Any) -> str:
     """One validation error in words: the key, what is wrong with it, what would be right."""
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(map(str, place))
     if item["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.0)
         return f"unknown key {key!r}; did you mean {near[0]!r}?"

@@ -21,10 +21,14 @@ class RunAgain(Exception):
     """The command has saved what it did and ended early; given again, it goes on from there."""
 
 
-def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
+def run_cli(main: Callable[[list[str]], None], resumes: bool = True) -> NoReturn:
     """Run a command line's ``main``.
 
     A :class:`UserError` becomes one line on stderr and exit code 2, :class:`RunAgain` 75.
+
+    Args:
+        main: takes the arguments.
+        resumes: whether the command, interrupted and given again, goes on where it was.
     """
     code = 0
     try:
@@ -37,7 +41,8 @@ def run_cli(main: Callable[[list[str]], None]) -> NoReturn:
         say(str(error))
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-        say("\ninterrupted; the same command goes on from what is saved")
+        left = "the same command goes on from what is saved" if resumes else "nothing is left of it"
+        say(f"\ninterrupted; {left}")
     # By now all is closed and flushed that main opened. The interpreter's own teardown is left out:
     # in it, C++ threads of a process group now and then abort a run that is complete (SIGABRT).
     for stream in (sys.stdout, sys.stderr):

@@ -6,11 +6,11 @@ import argparse
 import math
 from pathlib import Path
 
-from astropt_ds.config_source import load_config
+from astropt_ds.config_source import load_model_config
 from astropt_ds.convert.find import open_source
 from astropt_ds.convert.generations import PREFIXES, inexpressible
 from astropt_ds.convert.source import Source
-from astropt_ds.convert.write import write_astropt, write_model_folder
+from astropt_ds.convert.write import check_expressible, write_astropt, write_model_folder
 from astropt_ds.errors import UserError, run_cli
 from astropt_ds.model import parameter_shapes
 from astropt_ds.model_folder.release import UNKNOWN, Release
@@ -48,23 +48,28 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{options.overrides[0]}: goes with --config")
     if options.output is None and not options.dry_run:
         raise UserError("--output is missing: where to write; --dry-run does without")
+    if options.to == HUB and options.output and options.output.suffix == ".pt":
+        made = "a model folder is made, or with --to astropt-v1, say, a file"
+        raise UserError(f"--output {options.output}: the name of a file; {made}")
     if options.to != HUB and (options.license or options.dataset):
         raise UserError("--license and --dataset: an AstroPT file has no model card; --to hub has")
     if options.optimizer and options.to == HUB:
         raise UserError("--optimizer: a model folder holds weights alone; --to astropt-v1, say")
-    model = load_config(options.config, options.overrides).model if options.config else None
+    model = load_model_config(options.config, options.overrides) if options.config else None
     release = None
     if options.license or options.dataset:
         release = Release(options.license or UNKNOWN, tuple(options.dataset or ()))
     source = open_source(options.input, model)
     print(f"{options.input}: {describe(source)}")
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    generation = options.to.removeprefix(ASTROPT)
+    if options.to != HUB:
+        check_expressible(source, generation, options.optimizer)
     if options.dry_run:
         return
-    dtype = DTYPES[options.dtype] if options.dtype else None
     if options.to == HUB:
         write_model_folder(source, options.output, dtype, release)
     else:
-        generation = options.to.removeprefix(ASTROPT)
         write_astropt(source, options.output, generation, dtype, options.optimizer)
     print(f"{options.output}: {options.to}, {size(options.output) / 1e9:.3g} GB")
 
@@ -94,4 +99,4 @@ def size(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, resumes=False)

@@ -37,6 +37,8 @@ def open_source(path: Path, model: ModelConfig | None = None) -> Source:
         raise UserError(f"{path}: does not exist; {KNOWN}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: may not be read")
+    if path.is_file() and (path.match("*_states.pt") or path.suffix in (".safetensors", ".json")):
+        raise UserError(f"{path}: is a part; the folder that it belongs to would be right")
     makes: Callable[[Path], Source]
     if path.is_file() and _begins(path, ZIP):
         makes = AstroPTSource

@@ -124,6 +124,8 @@ def read_model(
         problems.append(str(error))
     if problems:
         raise UserError("; ".join(problems))
+    if isinstance(layers := args.get("n_layer"), int) and layers > len(shapes):
+        raise UserError(f"model_args.n_layer={_shown(layers)} of {len(shapes)} tensors")
     values = {ours: args[theirs] for ours, theirs in NUMBERS.items() if theirs in args}
     values |= {"tokeniser": tokeniser, "modalities": {"images": modality}}
     try:

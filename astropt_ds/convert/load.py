@@ -75,6 +75,8 @@ def save_model(
     Raises:
         UserError: a value is too large for the dtype, or the folder cannot be written.
     """
+    if not isinstance(getattr(model, "_orig_mod", model), AstroPT):
+        raise TypeError(f"{type(model).__name__} is no AstroPT")
     write_model_folder(LiveSource(model, training or {}), Path(folder), _dtype(dtype), release)
 
 

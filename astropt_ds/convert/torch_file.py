@@ -98,6 +98,7 @@ class TorchFile:
 
     Attributes:
         content: what was saved, tensors as :class:`StoredTensor`, instances as :class:`Stub`.
+        saved_as: the name that it had then, without its suffix, unless that is ``archive``.
 
     Raises:
         UserError: it is no such file, is damaged, or asks for anything else.
@@ -109,8 +110,8 @@ class TorchFile:
         try:
             with zipfile.ZipFile(path) as archive:
                 records = {info.filename: info for info in archive.infolist()}
-                self._folder = self._find_folder(records)
-                prefix = f"{self._folder}/"
+                self.saved_as = self._find_folder(records)
+                prefix = f"{self.saved_as}/"
                 self._records = {n.removeprefix(prefix): info for n, info in records.items()}
                 order = self._whole(archive, "byteorder") if "byteorder" in self._records else b""
                 text = self._whole(archive, "data.pkl")

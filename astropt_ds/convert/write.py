@@ -78,10 +78,7 @@ def write_astropt(
         UserError: the generation has no such model, the source no optimizer state, or it is
             damaged; or the file exists or cannot be written.
     """
-    if reasons := inexpressible(source.model, generation):
-        raise UserError(f"astropt-{generation} cannot express the model: {reasons}")
-    if optimizer and source.optim is None:
-        raise UserError(f"--optimizer: the {source.what} {source.lacks}")
+    check_expressible(source, generation, optimizer)
     shapes = parameter_shapes(source.model)
     names = upstream_order(list(shapes), generation)
     args, registry = write_model(source.model, generation)
@@ -103,6 +100,23 @@ def write_astropt(
         }
         content = {key: value for key, value in content.items() if value is not None}
         write_torch_file(path, content, STAND_INS)
+
+
+def check_expressible(source: Source, generation: str, optimizer: bool) -> None:
+    """See that a source can become an AstroPT file.
+
+    Args:
+        source: of the weights.
+        generation: of the file.
+        optimizer: whether AdamW's state is to go in.
+
+    Raises:
+        UserError: it cannot; the reasons, and what would be right.
+    """
+    if reasons := inexpressible(source.model, generation):
+        raise UserError(f"astropt-{generation} cannot express the model: {reasons}")
+    if optimizer and source.optim is None:
+        raise UserError(f"--optimizer: the {source.what} {source.lacks}")
 
 
 def _adamw(

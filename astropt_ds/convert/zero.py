@@ -159,7 +159,10 @@ def _suggested(found: dict[str, StoredAs]) -> str:
     layers = {match[1] for name in found if (match := re.search(r"\bh\.(\d+)\.", name))}
     widths = [shape[-1] for name, (shape, _) in found.items() if name.endswith("ln_f.weight")]
     width = f" of width {widths[0]}" if widths else ""
-    return f"{len(layers)} layers{width}"
+    first = [name.removeprefix("encoders.images.") for name in found]
+    kinds = {"0.bias": "relu", "c_proj.weight": "aim", "c_fc.weight": "affine"}
+    tokeniser = next((f", tokeniser {kinds[name]}" for name in kinds if name in first), "")
+    return f"{len(layers)} layers{width}{tokeniser}"
 
 
 def _optim(folder: Path, layout: Layout) -> dict[str, Any] | None:

@@ -118,7 +118,11 @@ class Partitioned(Layout):
 
 
 def _open_rank(path: Path) -> _Rank:
-    content = TorchFile(path, STUBS).content
+    file = TorchFile(path, STUBS)
+    # torch writes a file's own name into it; "archive" where it was given none
+    if file.saved_as not in (path.stem, "archive"):
+        raise UserError(f"{path}: was saved as {file.saved_as}{path.suffix}; copied over another?")
+    content = file.content
     with known_layout(path):
         state = content["optimizer_state_dict"]
         if "fp32_flat_groups" in state:

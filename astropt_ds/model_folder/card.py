@@ -102,6 +102,8 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(part)}" for key, part in value.items())
     if isinstance(value, int):
         return f"{value:,}" if value < 1e12 else f"{value:.3g}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return " ".join(f"{value}".replace("|", " ").split())  # which would break the table
 
 

@@ -18,8 +18,8 @@ from astropt_ds.model_folder.remote_code import CLASSES
 from astropt_ds.tokens import EPSILON
 
 CONFIG = "config.json"
-# The AstroPT generations that read a tokeniser's weights; the paper's is v1.
-GENERATIONS = {"relu": "v1", "aim": "v2, v3", "affine": "v3"}
+# The AstroPT generations that read a tokeniser's weights; the paper's is v1, PyPI's 2.0.9 a v2.
+GENERATIONS = {"relu": "v1", "aim": "v2, v3", "affine": "v2, v3"}
 
 
 def write_config(

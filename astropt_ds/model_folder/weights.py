@@ -161,6 +161,8 @@ class StoredWeights:
 
     def __init__(self, folder: Path, model: ModelConfig, verify: bool = True) -> None:
         self._files = _files(folder)
+        if model.layers > len(self._files):  # of the shapes of a billion there would be no end
+            raise UserError(f"{folder}: layers={model.layers} of {len(self._files)} tensors")
         paths = sorted(set(self._files.values()))
         found: dict[str, StoredAs] = {}
         for path in paths:

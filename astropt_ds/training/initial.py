@@ -39,6 +39,8 @@ def load_weights(folder: Path, model: ModelConfig, fragments: list[Fragment], ve
     weights = StoredWeights(folder, model, verify)
     for name, held in wanted.items():
         tensor = weights.tensor(name)
+        if not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise UserError(f"model.init_from={folder}: {name} has values that are not finite")
         for fragment in held:
             start = fragment.offset
             fragment.values.copy_(tensor.view(-1)[start : start + fragment.values.numel()])

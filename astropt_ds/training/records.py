@@ -92,6 +92,7 @@ class Records:
             found = read_metrics(self.folder) if self._writes else []
         losses = [(r["n"], r["loss"]) for r in found if r["kind"] == "val"]
         losses = [(n, loss) for n, loss in losses if n == losses[-1][0]]  # on the same set
+        losses = [(n, loss) for n, loss in losses if loss is not None]
         ends = dict.fromkeys(f"{loss:.4f}" for _, loss in (*losses[:1], *losses[-1:]))
         course = " -> ".join(ends) or "not taken here"
         return f"validation loss {course}; pictures in {self.folder / 'samples'}"
@@ -120,7 +121,8 @@ class Records:
             return
         scores = {"loss": found.loss, "n": found.n}
         baselines = {"loss_zeros": found.zeros, "loss_previous": found.previous}
-        self.metrics.write("val", step, **counters(self.config, step), **scores, **baselines)
+        values = known({**scores, **baselines})
+        self.metrics.write("val", step, **counters(self.config, step), **values)
         self.progress.say(
             f"step {step}: validation loss {found.loss:.4f} on {found.n} images "
             f"(zeros {found.zeros:.4f}, previous patch {found.previous:.4f})"

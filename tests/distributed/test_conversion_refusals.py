@@ -58,11 +58,19 @@ def test_files_of_two_checkpoints_make_none(copy, conversions):
     shutil.copy(conversions / "deepspeed" / "2-fp32-3" / TAG / (name % 1), path / TAG)
     shutil.copy(conversions / "deepspeed" / "3-fp32-3" / TAG / (name % 2), path / TAG)
     assert f"{name % 2} is there of 2 ranks only" in told(path)
-    shutil.copy(path / TAG / (name % 2), path / TAG / f"bf16_{name % 2}")
+    content = torch.load(path / TAG / (name % 2), weights_only=False)
+    torch.save(content, path / TAG / f"bf16_{name % 2}")
     assert "a second file of its rank" in told(path)
     path = copy("3-fp32-1")
     shutil.copy(conversions / "deepspeed" / "3-aligned" / TAG / (name % 1), path / TAG)
     assert f"{name % 1}: weight of group 0 is" in told(path)
+
+
+def test_a_rank_s_file_in_another_s_place_is_told(copy):
+    path = copy("2-fp32-1")
+    name = "zero_pp_rank_%d_mp_rank_00_optim_states.pt"
+    shutil.copy(path / TAG / (name % 0), path / TAG / (name % 1))
+    assert f"{name % 1}: was saved as {name % 0}; copied over another?" in told(path)
 
 
 def test_kinds_that_are_not_read_are_refused(copy):

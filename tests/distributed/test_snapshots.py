@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from astropt_ds import load_model
 from astropt_ds.config import ModelConfig
@@ -114,19 +114,23 @@ def test_a_run_starts_from_the_weights_of_another(launch, tiny, pretrained, tmp_
         ("model.layers=3", "config.json: model.layers is 2 there and 3 here"),
         ("model.tokeniser=aim", "model.tokeniser is relu there and aim here; "),
         ("model.init_from=nowhere", "nowhere/config.json: cannot be read"),
+        ("model.init_from={endless}", "transformer.ln_f.weight has values that are not finite"),
         ("model.init_from={damaged}", "model.safetensors: is no whole safetensors file"),
         ("model.init_from={foreign}", "model.safetensors: missing: transformer.ln_f.weight"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(launch, tiny, pretrained, tmp_path, override, message):
     run, weights = tmp_path / "run", snapshot(pretrained, 6)
-    damaged, foreign = tmp_path / "damaged", tmp_path / "foreign"
-    for folder in (damaged, foreign):
+    damaged, foreign, endless = (tmp_path / name for name in ("damaged", "foreign", "endless"))
+    for folder in (damaged, foreign, endless):
         shutil.copytree(weights, folder)
     data = (damaged / "model.safetensors").read_bytes()
     (damaged / "model.safetensors").write_bytes(data[: len(data) // 2])
     rewrite_without_final_norm(foreign)
-    override = override.format(damaged=damaged, foreign=foreign)
+    tensors = load_file(endless / "model.safetensors")
+    tensors["transformer.ln_f.weight"][0] = torch.inf
+    save_file(tensors, endless / "model.safetensors")
+    override = override.format(damaged=damaged, foreign=foreign, endless=endless)
     done = alone(launch, tiny, run, "run.steps=2", f"model.init_from={weights}", override)
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astropt_ds.config import BatchConfig
-from astropt_ds.config_source import load_config, parse_command_line, preset_names
+from astropt_ds.config_source import (
+    load_config,
+    load_model_config,
+    parse_command_line,
+    preset_names,
+)
 from astropt_ds.errors import UserError
 
 TABLE_1 = {  # layers, heads, width, peak learning rate
@@ -158,3 +163,16 @@ def test_the_command_line_exits_with_2_and_one_line():
 def test_print_config_is_yaml_on_standard_output(capsys):
     parse_command_line(["--config", "demo", "--print-config", "--local_rank=0"])
     assert yaml.safe_load(capsys.readouterr().out)["model"]["tokeniser"] == "aim"
+
+
+def test_the_model_alone_need_not_fit_the_rest_of_a_run(tmp_path):
+    overrides = ["model.block_size=256", "model.tokeniser=aim"]
+    with pytest.raises(UserError, match="data.image_size=512 makes 1024 tokens"):
+        load_config("1m", overrides)
+    model = load_model_config("1m", overrides)
+    assert (model.block_size, model.width, model.orientation) == (256, 128, "columns")
+    (tmp_path / "model.yaml").write_text("model: {layers: 2, heads: 3, width: 32}")
+    with pytest.raises(UserError, match=r"model.yaml: model: width=32 is no multiple of heads=3"):
+        load_model_config(tmp_path / "model.yaml")
+    with pytest.raises(UserError, match="unknown key 'model.wdith'; did you mean 'model.width'"):
+        load_model_config("1m", ["model.wdith=3"])

@@ -170,6 +170,7 @@ def modality(**changes):
         ({"n_head": 5}, "model_args: .*width=32 is no multiple of heads=5"),
         ({"n_layer": "three"}, "model_args.n_layer='three' is no whole number"),
         ({"n_embd": 0}, "model_args: n_embd"),
+        ({"n_layer": 10**9}, r"model_args.n_layer=1000000000 of \d+ tensors"),
         (modality(name="spectra"), r"modalities \['spectra'\], only \['images'\] is read"),
         (modality(embed_pos=False), "modality images: embed_pos=False, only True is read"),
         (modality(vocab_size=9), "modality images: vocab_size=9, only 0 is read"),

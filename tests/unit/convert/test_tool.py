@@ -67,8 +67,16 @@ def test_a_dry_run_tells_and_writes_nothing(convert, files, tmp_path):
         (("--input", "{files}/text.pt", "--dry-run"), "{files}/text.pt: not recognised; a model"),
         (("--input", "{files}/empty", "--dry-run"), "{files}/empty: not recognised; a model"),
         (
-            ("--input", "{files}/ckpt.pt", "--output", "{files}/text.pt"),
-            "{files}/text.pt: cannot be written (exists already)",
+            ("--input", "{files}/ckpt.pt", "--output", "{files}/empty"),
+            "{files}/empty: cannot be written (exists already)",
+        ),
+        (
+            ("--input", "{files}/ckpt.pt", "--output", "{new}.pt"),
+            "new.pt: the name of a file; a model folder is made, or with --to astropt-v1, say",
+        ),
+        (
+            ("--input", "{files}/ckpt.pt", "--dry-run", "--to", "astropt-v3"),
+            "astropt-v3 cannot express the model: tokeniser relu is no v3's",
         ),
         (
             ("--input", "{files}/ckpt.pt", "--output", "{new}", "--to", "astropt-v2"),

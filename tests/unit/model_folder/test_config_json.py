@@ -29,7 +29,7 @@ def test_facts_that_json_cannot_hold_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tokeniser, generation", [("relu", "v1"), ("aim", "v2, v3"), ("affine", "v3")]
+    "tokeniser, generation", [("relu", "v1"), ("aim", "v2, v3"), ("affine", "v2, v3")]
 )
 def test_the_generation_is_the_tokenisers(tmp_path, tokeniser, generation):
     model = load_config("1m", [f"model.tokeniser={tokeniser}"]).model

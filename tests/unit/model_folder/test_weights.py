@@ -84,10 +84,18 @@ def test_an_index_that_names_the_wrong_file_or_too_few_tensors_is_told(tmp_path)
     with pytest.raises(UserError, match=f"missing: {first}"):
         read_weights(tmp_path, MODEL)
     del index["weight_map"][first]
-    for listed in (index["weight_map"], {}):
-        path.write_text(json.dumps({"weight_map": listed}))
-        with pytest.raises(UserError, match=f"missing: {first}"):
-            read_weights(tmp_path, MODEL)
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=f"missing: {first}"):
+        read_weights(tmp_path, MODEL)
+    path.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(UserError, match="layers=1 of 0 tensors"):
+        read_weights(tmp_path, MODEL)
+
+
+def test_a_billion_layers_are_refused_at_once(tmp_path):
+    save_file(dict(values()), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"layers=1000000000 of \d+ tensors"):
+        read_weights(tmp_path, MODEL.model_copy(update={"layers": 10**9}))
 
 
 def test_a_key_that_an_older_version_did_not_write_has_its_default(tmp_path):
