@@ -1,15 +1,21 @@
 import io
+import math
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError
 from astropt_ds.tokens import grid, standardise
 from astropt_ds.training import ranks as ranks_module
+from astropt_ds.training.metrics import read_metrics
 from astropt_ds.training.progress import Progress
+from astropt_ds.training.ranks import ALONE
+from astropt_ds.training.records import Records
 from astropt_ds.training.samples import reconstruction_picture
+from astropt_ds.training.validation import Validation
 from tests.conftest import blob
 
 
@@ -70,3 +76,15 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch):
         ranks_module.check_precision("bf16", gpu)
     ranks_module.check_precision("fp32", gpu)
     ranks_module.check_precision("bf16", torch.device("cpu"))
+
+
+def test_a_validation_loss_that_is_no_number_is_on_record_as_null(tmp_path, capsys):
+    config = load_config("1m", ["data.image_size=64", "data.path=shards"])
+    records = Records(config, tmp_path, 0, ALONE)
+    nothing = torch.empty(0, 16, 768)
+    found = Validation(math.nan, 0.5, math.inf, 8, [], nothing, nothing)
+    records.validation(3, found, grid(64, 16, "rows"))
+    assert "validation loss not taken here" in records.summary()
+    records.close()
+    (record,) = [each for each in read_metrics(tmp_path) if each["kind"] == "val"]
+    assert (record["loss"], record["loss_zeros"], record["loss_previous"]) == (None, 0.5, None)
