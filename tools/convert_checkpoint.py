@@ -30,15 +30,24 @@ def main(argv: list[str]) -> None:
         help="a run's folder or checkpoint, a model folder, an AstroPT .pt file, or a checkpoint "
         "that DeepSpeed wrote; recognised by its content",
     )
-    parser.add_argument("--output", type=Path, metavar="Y", help="a folder, or a .pt file; new")
-    parser.add_argument("--to", choices=TARGETS, default=HUB, help="default: hub, a model folder")
+    parser.add_argument("--output", type=Path, metavar="Y", help="must not exist")
+    parser.add_argument(
+        "--to",
+        choices=TARGETS,
+        default=HUB,
+        help="hub: a model folder (default); or a .pt file of astropt-v1: the paper's, tokeniser "
+        "relu; astropt-v2: what PyPI's astropt 2.0.9 reads, aim and affine; astropt-v3: the same "
+        "for 3.0 and later",
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the input's")
     card = parser.add_argument_group("for the model card of a model folder")
     card.add_argument("--license", metavar="ID", help="as the Hugging Face hub names it")
     card.add_argument(
         "--dataset", action="append", metavar="ID", help="on the hub, trained on; may be repeated"
     )
-    parser.add_argument("--optimizer", action="store_true", help="AdamW's state too; to astropt")
+    parser.add_argument(
+        "--optimizer", action="store_true", help="AdamW's state too, in fp32; .pt files only"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what the input is")
     told = parser.add_argument_group("for DeepSpeed's checkpoints, which do not tell their model")
     told.add_argument("--config", metavar="PRESET_OR_YAML", help="that has the model's section")
@@ -57,8 +66,9 @@ def main(argv: list[str]) -> None:
         raise UserError("--optimizer: a model folder holds weights alone; --to astropt-v1, say")
     model = load_model_config(options.config, options.overrides) if options.config else None
     release = None
-    if options.license or options.dataset:
-        release = Release(options.license or UNKNOWN, tuple(options.dataset or ()))
+    if options.license is not None or options.dataset:
+        license = UNKNOWN if options.license is None else options.license
+        release = Release(license, tuple(options.dataset or ()))
     source = open_source(options.input, model)
     print(f"{options.input}: {describe(source)}")
     dtype = DTYPES[options.dtype] if options.dtype else None
@@ -71,7 +81,8 @@ def main(argv: list[str]) -> None:
         write_model_folder(source, options.output, dtype, release)
     else:
         write_astropt(source, options.output, generation, dtype, options.optimizer)
-    print(f"{options.output}: {options.to}, {size(options.output) / 1e9:.3g} GB")
+    kind = "model folder" if options.to == HUB else options.to
+    print(f"{options.output}: {kind}, {size(options.output) / 1e9:.3g} GB")
 
 
 def describe(source: Source) -> str:

@@ -91,7 +91,10 @@ def _state_dict(path: Path, content: Any) -> dict[str, StoredTensor]:
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), dict) for key in ("model", "model_args")
     ):
-        raise UserError(f"{path}: no AstroPT checkpoint: model and model_args would be in it")
+        raise UserError(
+            f"{path}: no AstroPT checkpoint, which holds model and model_args, as it saves them; "
+            "weights alone do not tell their model"
+        )
     found: dict[str, StoredTensor] = {}
     for key, value in content["model"].items():
         name = str(key).replace(COMPILED, "").removeprefix(PARALLEL)

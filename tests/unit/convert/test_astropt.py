@@ -247,8 +247,8 @@ def test_an_optimizer_state_of_other_weights_is_not_called_none(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ([1], "model and model_args would be in it"),
-        ({"model": {}}, "model and model_args would be in it"),
+        ([1], "no AstroPT checkpoint, which holds model and model_args"),
+        ({"model": {}}, "no AstroPT checkpoint, which holds model and model_args"),
         ({"model": {}, "model_args": {}}, "none of its tensors is an encoder's"),
         ({"model": {"encoders.images.c_fc.weight": 3}, "model_args": {}}, "is no tensor"),
     ],

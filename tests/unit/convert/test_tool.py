@@ -42,7 +42,7 @@ def test_a_file_becomes_a_folder_and_a_file_again(convert, files, tmp_path):
     ):
         assert part in found
     assert "without optimizer state; can become hub, astropt-v1" in found
-    assert made.startswith(f"{folder}: hub, ")
+    assert made.startswith(f"{folder}: model folder, ")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     done = convert("--input", folder, "--output", back, "--to", "astropt-v1", "--dtype", "fp32")
     assert done.returncode == 0, done.stderr
