@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import astropt_ds
 from astropt_ds.attention import attention
 from astropt_ds.config_source import load_config
 from astropt_ds.data.loader import Galaxies
@@ -48,6 +49,21 @@ def test_bf16_kernels_follow_fp32_forward_and_backward(kernel, head_dim, causal)
     found_gradients = torch.autograd.grad((found.float() * weights).sum(), half)
     for a, b in zip(found_gradients, gradients, strict=True):
         torch.testing.assert_close(a.float(), b, atol=8e-2, rtol=8e-2)
+
+
+def test_a_model_loaded_to_the_gpu_reads_images_as_on_the_cpu(tmp_path):
+    astropt_ds.save_model(AstroPT(load_config("5m").model), tmp_path / "model")
+    images = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8)
+    ours, theirs = (astropt_ds.load_model(tmp_path / "model", device=d) for d in ("cpu", "cuda"))
+    tokens = theirs.tokens(images)
+    torch.testing.assert_close(tokens.cpu(), ours.tokens(images), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(tokens)[0].cpu(), ours(tokens.cpu())[0], atol=1e-3, rtol=1e-3
+        )
+    astropt_ds.save_model(theirs, tmp_path / "again")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "again")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("tokeniser", ["relu", "aim", "affine"])
