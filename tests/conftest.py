@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,9 @@ settings.register_profile("astropt", deadline=None, suppress_health_check=[Healt
 settings.load_profile("astropt")
 
 REPOSITORY = Path(__file__).parent.parent
+# huggingface_hub reads both when it is imported, which deepspeed may do in any test.
+HUB_HOME = tempfile.TemporaryDirectory(prefix="astropt-hub-")
+os.environ |= {"HF_HOME": HUB_HOME.name, "HF_HUB_OFFLINE": "1"}
 REQUIRED = os.environ.get("ASTROPT_REQUIRE", "").split(",")
 
 
@@ -151,15 +155,11 @@ def galaxies() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def hub_cache(tmp_path_factory) -> Iterator[Path]:
+def hub_cache() -> Path:
     """Where huggingface_hub, kept off the network, looks for downloads: empty at first."""
-    home = tmp_path_factory.mktemp("hub")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(home))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        constants = pytest.importorskip("huggingface_hub.constants")  # reads both when imported
-        assert str(home) == constants.HF_HOME
-        yield home / "hub"
+    constants = pytest.importorskip("huggingface_hub.constants")
+    assert HUB_HOME.name == constants.HF_HOME and constants.HF_HUB_OFFLINE
+    return Path(HUB_HOME.name) / "hub"
 
 
 @pytest.fixture(scope="session")
