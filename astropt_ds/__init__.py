@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from astropt_ds.convert.load import load_model, save_model
+    from astropt_ds.embedding.embedder import Embedder
     from astropt_ds.model_folder.release import Release
+    from astropt_ds.table.read import read_embeddings
 
-__all__ = ["Release", "__version__", "load_model", "save_model"]
+__all__ = ["Embedder", "Release", "__version__", "load_model", "read_embeddings", "save_model"]
 __version__ = "0.1.0"
 
 # Imported when asked for: a module of the package is not to import all that these need.
 HOMES = {
     "load_model": "astropt_ds.convert.load",
     "save_model": "astropt_ds.convert.load",
+    "Embedder": "astropt_ds.embedding.embedder",
+    "read_embeddings": "astropt_ds.table.read",
     "Release": "astropt_ds.model_folder.release",
 }
 

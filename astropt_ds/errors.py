@@ -56,3 +56,8 @@ def say(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             print(text, file=sys.stderr, flush=True)
+
+
+def one_line(error: Exception) -> str:
+    """What a library says is wrong, short enough for a message."""
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -209,14 +209,26 @@ class AstroPT(nn.Module):
         Raises:
             ValueError: there is no such layer.
         """
-        layers = self.config.layers
-        named: dict[Any, int] = {"last": layers - 1, "middle": layers // 2}
-        index = named.get(layer, layer)
-        if not isinstance(index, int) or not -layers <= index < layers:
-            raise ValueError(
-                f"layer {layer!r}: 'last', 'middle' or a number from {-layers} to {layers - 1} fits"
-            )
-        return index % layers + 1
+        return block_index(layer, self.config.layers) + 1
+
+
+def block_index(layer: int | str, layers: int) -> int:
+    """The number, from 0, of the block that a layer names.
+
+    Args:
+        layer: as :meth:`AstroPT.hidden_states` takes it.
+        layers: of the model.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    named: dict[Any, int] = {"last": layers - 1, "middle": layers // 2}
+    index = named.get(layer, layer)
+    if not isinstance(index, int) or not -layers <= index < layers:
+        raise ValueError(
+            f"layer {layer!r}: 'last', 'middle' or a number from {-layers} to {layers - 1} fits"
+        )
+    return index % layers
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

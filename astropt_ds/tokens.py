@@ -7,6 +7,7 @@ tokens of a small stamp are the first tokens of a large one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -82,7 +83,8 @@ class Grid:
 
         Args:
             image: (side, side, channels), any dtype.
-            out: where they go, contiguous; a new array if None.
+            out: where they go, contiguous; a new array if None. What has room for fewer gets the
+                first ones.
 
         Returns:
             (tokens, patch * patch * channels), the same dtype, in spiral order.
@@ -96,8 +98,9 @@ class Grid:
         rows = image.reshape(self.side * self.n, -1)
         if out is None:
             out = np.empty((self.tokens, values), image.dtype)
+        lines = self.lines[: len(out) * self.patch]
         # clip: the lines are known to lie within, and numpy would else copy through a buffer
-        np.take(rows, self.lines, axis=0, out=out.reshape(len(self.lines), -1), mode="clip")
+        np.take(rows, lines, axis=0, out=out.reshape(len(lines), -1), mode="clip")
         return out
 
     def cut(self, images: Tensor) -> Tensor:
@@ -143,6 +146,18 @@ def grid(side: int, patch: int, orientation: str) -> Grid:
     if orientation not in ("rows", "columns"):
         raise ValueError(f"orientation {orientation!r}: 'rows' or 'columns' would be right")
     return Grid(side, patch, orientation)
+
+
+def prefix_grid(whole: Grid, tokens: int) -> Grid:
+    """The smallest grid that begins with the same tokens: the central part of the same image.
+
+    Args:
+        whole: of an image.
+        tokens: from the centre on, no more than it has.
+    """
+    n = math.isqrt(tokens - 1) + 1
+    n += (whole.n - n) % 2  # grids of the same parity are nested
+    return grid(n * whole.patch, whole.patch, whole.orientation)
 
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from astropt_ds.data.rejected import REJECTED
 from astropt_ds.errors import run_cli
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.make import make_shards
+from astropt_ds.ingest.options import add_survey_options
 
 
 def main(arguments: list[str]) -> None:
@@ -25,15 +26,8 @@ def main(arguments: list[str]) -> None:
     group.add_argument("--fits", type=Path, metavar="DIR", help="FITS images")
 
     add("--output", type=Path, required=True, help="new folder for the shards")
-    add("--catalogue", type=Path, help="CSV, Parquet (a file or a folder), FITS or VOTable")
-    add("--id-column", help="of the ids (id, object_id, dr8_id or objid)")
-    add("--catalogue-id-column", help="where a catalogue of --parquet or --hdf5 calls it otherwise")
-    add("--file-column", help="files in the catalogue, relative to --images or --fits (file)")
-    add("--file-pattern", help="FITS files of one band each: '{id}-{band}.fits'")
-    add("--image-column", help="images in Parquet files (image)")
-    add("--bands", nargs="+", help="bands to take, in order; names for bands without any")
+    add_survey_options(parser)
     add("--columns", nargs="+", help="labels to keep (all)")
-    add("--filter", help="rows to keep: 'mag_r < 19 and redshift > 0.01'")
 
     group = parser.add_argument_group("splits, by id if nothing else is said")
     group.add_argument("--group-column", help="rows of a group go to the same split")
@@ -43,14 +37,6 @@ def main(arguments: list[str]) -> None:
     group.add_argument("--dec-column", help="degrees (dec)")
     group.add_argument("--val-fraction", type=float, help="by hash (0.01)")
     group.add_argument("--test-fraction", type=float, help="by hash (0.01)")
-
-    group = parser.add_argument_group("fluxes, stored as they are if nothing else is said")
-    group.add_argument("--nan", choices=("reject", "zero"), help="images with NaN pixels (reject)")
-    group.add_argument("--stretch", choices=("asinh", "lupton"), help="to 8-bit colour")
-    colours = ("RED", "GREEN", "BLUE")
-    group.add_argument("--rgb", nargs=3, metavar=colours, help="bands to show so")
-    group.add_argument("--scales", nargs=3, type=float, metavar=colours, help="(2.2 3.4 6.0)")
-    group.add_argument("--softening", type=float, help="Q, holds back what is bright (5.8)")
 
     add("--samples-per-shard", type=int, help="images in a tar file (1000)")
     add("--min-side", type=int, help="reject smaller images; pixels (16)")

@@ -43,12 +43,31 @@ def load_model(
     """
     wanted = _dtype(dtype)
     resolve_kernel(kernel, torch.device(device), wanted or torch.float32)  # refuses early
+    return build(open_model(path), wanted, torch.device(device), kernel)
+
+
+def open_model(path: str | Path) -> Source:
+    """Whatever holds a model's weights, as :func:`load_model` finds it, before they are read.
+
+    Raises:
+        UserError: there is no such model.
+    """
     if isinstance(path, str) and HUB_ID.fullmatch(path) and not Path(path).exists():
         path = download(path)
-    source = open_source(Path(path))
+    return open_source(Path(path))
+
+
+def build(
+    source: Source, dtype: torch.dtype | None, device: torch.device, kernel: str = "auto"
+) -> AstroPT:
+    """The model of a source, in eval mode; its dtype is that of the source's weights if None.
+
+    Raises:
+        UserError: the weights are damaged, or one is too large for the dtype.
+    """
     with torch.device("meta"):
         model = AstroPT(source.model, kernel=kernel)
-    model = model.to(wanted or source.dtype).to_empty(device=device)
+    model = model.to(dtype or source.dtype).to_empty(device=device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(cast(name, source.tensor(name), parameter.dtype))

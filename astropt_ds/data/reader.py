@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from astropt_ds.data.decode import BadImageError, decode
+from astropt_ds.data.open_shards import OpenShards
 from astropt_ds.data.split import Split
 from astropt_ds.data.survey import Survey
 from astropt_ds.tokens import Grid, centre_crop
@@ -50,11 +49,10 @@ class Reader:
 
     def __init__(self, survey: Survey, grid: Grid, channels: int, open_files: int) -> None:
         self.survey = survey
-        self.open_files = open_files
         self.grid = grid
         self.channels = channels
         self._buffer = np.empty(0, dtype=np.uint8)
-        self._open: dict[str, int] = {}  # shard's file to its descriptor
+        self._shards = OpenShards(open_files)
 
     def read(self, rows: np.ndarray, elements: np.ndarray | None, slots: Slots) -> list[Fault]:
         """Fill a batch with the images in ``rows``.
@@ -75,9 +73,9 @@ class Reader:
                 slots.patches[slot] = 0
                 continue
             split, local = self.survey.locate(int(row))
-            descriptor = self._descriptor(split, split.shard_of(local))
+            descriptor = self._shards.descriptor(split, split.shard_of(local))
             try:
-                image = self._image(split, local, descriptor)
+                image = self._image(split, local, self._shards.image(split, local, descriptor))
                 if elements is not None:
                     image = dihedral(image, int(elements[slot]))
                 self.grid.to_patches(image, out=slots.patches[slot])
@@ -89,44 +87,45 @@ class Reader:
 
     def close(self) -> None:
         """Close all files."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        self._shards.close()
 
-    def _image(self, split: Split, row: int, descriptor: int) -> np.ndarray:
+    def _image(self, split: Split, row: int, data: bytes) -> np.ndarray:
         entry = split.index[row]
-        size, offset = int(entry["size"]), int(entry["offset"])
-        data = os.pread(descriptor, size, offset)
-        if len(data) != size:
-            raise BadImageError(f"ends after {len(data)} of {size} bytes")
-        if zlib.crc32(data) != int(entry["crc32"]):
-            raise BadImageError("its bytes do not match the checksum in the index")
         pixels = int(entry["width"]) * int(entry["height"])
         if self._buffer.size < 3 * pixels:
             self._buffer = np.empty(3 * pixels, dtype=np.uint8)
         image = decode(data, self._buffer)
-        if image.shape[2] != self.channels:
-            raise BadImageError(f"has {image.shape[2]} channels; {self.channels} would be right")
-        if image.dtype != self.survey.dtype:
-            raise BadImageError(f"holds {image.dtype}; {self.survey.dtype} would be right")
+        check_kind(image, self.channels, self.survey.dtype)
         try:
             image = centre_crop(image, self.grid.side)
         except ValueError as error:
             raise BadImageError(str(error)) from None
-        if split.store.manifest.nan == "zero":
-            return np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
-        if image.dtype == np.float32 and not np.isfinite(image).all():
-            raise BadImageError("holds pixels that are not finite")
-        return image
+        return finite(image, split.store.manifest.nan == "zero")
 
-    def _descriptor(self, split: Split, number: int) -> int:
-        name = split.store.file(split.entry.shards[number].name)
-        descriptor = self._open.pop(name, None)
-        if descriptor is None:
-            if len(self._open) >= self.open_files:
-                os.close(self._open.pop(next(iter(self._open))))
-            descriptor = split.open_shard(number)
-        self._open[name] = descriptor  # at the end: used last
-        return descriptor
+
+def check_kind(image: np.ndarray, channels: int, dtype: np.dtype) -> None:
+    """See that an image is what its data set says.
+
+    Raises:
+        BadImageError: it has other channels, or pixels of another type.
+    """
+    if image.shape[2] != channels:
+        raise BadImageError(f"has {image.shape[2]} channels; {channels} would be right")
+    if image.dtype != dtype:
+        raise BadImageError(f"holds {image.dtype}; {dtype} would be right")
+
+
+def finite(image: np.ndarray, zero: bool) -> np.ndarray:
+    """An image whose pixels are all finite, those that are not read as zero if they may.
+
+    Raises:
+        BadImageError: some are not, and may not.
+    """
+    if zero:
+        return np.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        raise BadImageError("holds pixels that are not finite")
+    return image
 
 
 def dihedral(image: np.ndarray, element: int) -> np.ndarray:

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 
-from astropt_ds.errors import UserError
-from astropt_ds.ingest.cells import ID_COLUMNS, PADDING, id_column, one_line, texts
+from astropt_ds.errors import UserError, one_line
+from astropt_ds.extras import optional
+from astropt_ds.ids import PADDING
+from astropt_ds.ingest.cells import ID_COLUMNS, id_column, texts
 from astropt_ds.ingest.parquet import column_names, to_frame
-from astropt_ds.ingest.source import find_files, optional
+from astropt_ds.ingest.source import find_files
 
 PARQUET = (".parquet", ".pq")
 FITS = (".fits", ".fit", ".fits.gz", ".fits.fz")

@@ -1,9 +1,7 @@
-"""The cells of a survey's tables: ids as text, labels as JSON."""
+"""The cells of a survey's tables: columns of ids, labels as JSON."""
 
 from __future__ import annotations
 
-import ast
-import re
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,36 +10,9 @@ import numpy as np
 import pandas as pd
 
 from astropt_ds.errors import UserError
+from astropt_ds.ids import PADDING, text_of
 
 ID_COLUMNS = ("id", "object_id", "dr8_id", "objid")  # where ids are looked for, the first first
-PADDING = " \0"  # what FITS and HDF5 fill strings of a fixed width with
-_BYTES_AS_TEXT = re.compile(r"""b'.*'|b".*\"""", re.DOTALL)
-
-
-def text_of(value: Any) -> str:
-    """An id or group as text, every digit and letter of it kept.
-
-    Bytes are decoded and freed of padding at their end, whether they are bytes or were turned into
-    "b'...'" on their way; 7.0 from a float column is 7.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, str) and _BYTES_AS_TEXT.fullmatch(value):
-        value = _literal_bytes(value)
-    if isinstance(value, bytes):
-        text = value.decode(errors="backslashreplace").rstrip(PADDING)
-        return text_of(text) if _BYTES_AS_TEXT.fullmatch(text) else text
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _literal_bytes(text: str) -> bytes | str:
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):  # it only looks like it
-        return text
-    return value if isinstance(value, bytes) else text
 
 
 def key_of(identifier: str) -> str:
@@ -116,8 +87,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     return None if value is pd.NaT or value is pd.NA else str(value)
-
-
-def one_line(error: Exception) -> str:
-    """What a library says is wrong, short enough for a message."""
-    return " ".join(str(error).split())[:120] or type(error).__name__

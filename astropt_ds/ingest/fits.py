@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from astropt_ds.data.decode import BadImageError
-from astropt_ds.errors import UserError
-from astropt_ds.ingest.cells import one_line
+from astropt_ds.errors import UserError, one_line
+from astropt_ds.extras import optional
 from astropt_ds.ingest.source import (
     FILE,
     ID,
@@ -29,7 +29,6 @@ from astropt_ds.ingest.source import (
     Row,
     choose_bands,
     files_below,
-    optional,
     spread,
     state_of,
 )
@@ -99,6 +98,10 @@ class FitsFolder:
     def files(self) -> list[Path]:
         """None holds many."""
         return []
+
+    def count(self, file: Path) -> int:
+        """One."""
+        return 1
 
     def state(self, rows: pd.DataFrame) -> str:
         """Of the files named by some rows, a file a band where there is a pattern."""

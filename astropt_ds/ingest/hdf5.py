@@ -18,8 +18,15 @@ import numpy as np
 import pandas as pd
 
 from astropt_ds.data.decode import BadImageError
-from astropt_ds.errors import UserError
-from astropt_ds.ingest.cells import ID_COLUMNS, id_column, one_line, plain, text_of, texts
+from astropt_ds.errors import UserError, one_line
+from astropt_ds.extras import optional
+from astropt_ds.ids import text_of
+from astropt_ds.ingest.cells import (
+    ID_COLUMNS,
+    id_column,
+    plain,
+    texts,
+)
 from astropt_ds.ingest.source import (
     FILE,
     ID,
@@ -33,7 +40,6 @@ from astropt_ds.ingest.source import (
     each_readable,
     find_files,
     first_readable,
-    optional,
     spread,
     stack,
 )
@@ -100,6 +106,11 @@ class HDF5Files:
     def files(self) -> list[Path]:
         """The HDF5 files."""
         return find_files(self.paths, (".hdf5", ".h5"), "--hdf5")
+
+    def count(self, file: Path) -> int:
+        """How many images a file holds."""
+        with _open(file) as opened:
+            return len(_images(opened))
 
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an image."""

@@ -60,6 +60,10 @@ class ImageFolder:
         """None holds many."""
         return []
 
+    def count(self, file: Path) -> int:
+        """One."""
+        return 1
+
     def state(self, rows: pd.DataFrame) -> str:
         """Of the files named by some rows."""
         return state_of(self.base / file for file in rows[FILE].dropna())

@@ -126,14 +126,22 @@ class Job:
         Raises:
             UserError: they are not.
         """
-        self._check_inputs()
+        self.check_input()
         self._check_splits()
-        self._check_stretch()
         for option in ("samples_per_shard", "min_side", "processes"):
             if (value := getattr(self, option)) < 1:
                 raise UserError(f"{_flag(option)} {value}: 1 or more would be right")
         if self.output.exists():
             raise UserError(f"--output {self.output}: exists already; name a new folder")
+
+    def check_input(self) -> None:
+        """See that it is clear what images there are, and how pixels are made of them.
+
+        Raises:
+            UserError: it is not.
+        """
+        self._check_inputs()
+        self._check_stretch()
 
     def _check_inputs(self) -> None:
         given = [name for name in INPUTS if getattr(self, name)]

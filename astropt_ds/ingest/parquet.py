@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from astropt_ds.data.decode import BadImageError
-from astropt_ds.errors import UserError
-from astropt_ds.ingest.cells import id_column, one_line, texts
+from astropt_ds.errors import UserError, one_line
+from astropt_ds.ingest.cells import id_column, texts
 from astropt_ds.ingest.source import (
     FILE,
     ID,
@@ -94,6 +94,10 @@ class ParquetFiles:
         """The Parquet files."""
         return find_files(self.paths, (".parquet",), "--parquet")
 
+    def count(self, file: Path) -> int:
+        """How many images a file holds."""
+        return int(_open(file).metadata.num_rows)
+
     def table(self, needed: Needed) -> pd.DataFrame:
         """A row an image. Only the columns needed are read."""
         wanted = list(dict.fromkeys([self.id_column, *filter(needed, self.columns)]))
@@ -145,6 +149,8 @@ class ParquetFiles:
                     row = waiting.pop(start + i)
                     yield row, Picture(data, beside) if data else BadImageError("has no image")
                 start += len(batch)
+                if not any(start <= n < stop for n in waiting):
+                    break  # what is left of the group is nobody's
         except (OSError, pa.ArrowException) as error:
             for number in [n for n in waiting if start <= n < stop]:
                 yield waiting.pop(number), BadImageError(f"cannot be read ({one_line(error)})")

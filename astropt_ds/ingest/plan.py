@@ -13,9 +13,16 @@ from astropt_ds.data.manifest import SPLITS
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.stretch import Stretch
 from astropt_ds.errors import UserError
+from astropt_ds.extras import optional
 from astropt_ds.ingest import splits
 from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.source import FILE, ID, ROW, Facts, Row, optional
+from astropt_ds.ingest.source import (
+    FILE,
+    ID,
+    ROW,
+    Facts,
+    Row,
+)
 from astropt_ds.ingest.survey import BESIDE, Survey, open_survey
 
 SPLIT = "__split__"
@@ -84,7 +91,7 @@ def make_plan(job: Job) -> Plan:
         order = rows[ID].map(lambda i: hashlib.sha256(f"order/{i}".encode()).hexdigest())
         rows = rows.loc[order.sort_values().index]
     rows = rows[[c for c in (ID, FILE, ROW, BESIDE, SPLIT) if c in rows]]
-    return Plan(survey, facts, _stretch(job, facts), rows, rejected, made.how)
+    return Plan(survey, facts, stretch_of(job, facts), rows, rejected, made.how)
 
 
 def _usable(rows: pd.DataFrame, lacks: str) -> tuple[pd.DataFrame, list[Rejected]]:
@@ -105,7 +112,7 @@ def place_of(row: Row) -> str:
     return f"{file}, row {row[ROW]}" if ROW in row else file
 
 
-def _stretch(job: Job, facts: Facts) -> Stretch | None:
+def stretch_of(job: Job, facts: Facts) -> Stretch | None:
     """The stretch that a job asks for.
 
     Raises:

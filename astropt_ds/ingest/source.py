@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +71,9 @@ class Source(Protocol):
 
     def files(self) -> list[Path]:
         """The files that hold many images each."""
+
+    def count(self, file: Path) -> int:
+        """How many images one of these holds; raises UserError."""
 
     def state(self, rows: pd.DataFrame) -> str:
         """Changes when the files of these images do, where each has its own."""
@@ -229,18 +230,3 @@ def choose_bands(
         return list(range(planes)), tuple(asked)
     known = f"bands {' '.join(names)}" if present else f"{planes} bands without names"
     raise BadImageError(f"has {known}, not {' '.join(asked)}")
-
-
-def optional(module: str, what: str) -> ModuleType:
-    """A module of a library that only some surveys need.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        library = module.partition(".")[0]
-        raise UserError(
-            f"{what} needs {library}: pip install 'astropt-ds[surveys]' would be right"
-        ) from None

@@ -11,9 +11,10 @@ import pandas as pd
 from astropt_ds.data.manifest import SPLITS
 from astropt_ds.data.split_names import SPLIT_OF_WORD, split_in_path
 from astropt_ds.errors import UserError
-from astropt_ds.ingest.cells import text_of
+from astropt_ds.extras import optional
+from astropt_ds.ids import text_of
 from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.source import FILE, ID, optional
+from astropt_ds.ingest.source import FILE, ID
 
 
 class Splits(NamedTuple):

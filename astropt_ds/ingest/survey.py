@@ -7,15 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from astropt_ds.errors import UserError
+from astropt_ds.errors import UserError, one_line
 from astropt_ds.ingest.catalogue import Catalogue, read_catalogue, refuse_doubled
-from astropt_ds.ingest.cells import ID_COLUMNS, one_line
+from astropt_ds.ingest.cells import ID_COLUMNS
 from astropt_ds.ingest.fits import FitsFolder
 from astropt_ds.ingest.hdf5 import HDF5Files
 from astropt_ds.ingest.images import ImageFolder
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.parquet import ParquetFiles
-from astropt_ds.ingest.source import FILE, ID, Needed, Source
+from astropt_ds.ingest.source import (
+    FILE,
+    ID,
+    Needed,
+    Source,
+)
 
 BESIDE = "__beside__"  # the row of the catalogue that is about the image; -1 if none is
 
@@ -47,7 +52,7 @@ def open_survey(job: Job) -> Survey:
     """
     source = open_source(job)
     notes = []
-    catalogue = _catalogue(job, source) if job.catalogue else None
+    catalogue = read_catalogue_of(job, source) if job.catalogue else None
     if source.sequential:
         rows = source.table(job.needs)
         about = rows
@@ -84,7 +89,12 @@ def open_source(job: Job) -> Source:
     return ParquetFiles(job.parquet, job.image_column or "image", job.id_column, job.columns)
 
 
-def _catalogue(job: Job, source: Source) -> Catalogue:
+def read_catalogue_of(job: Job, source: Source) -> Catalogue:
+    """The catalogue that a job names.
+
+    Raises:
+        UserError: it cannot be read, or has no ids.
+    """
     file_column = job.file_column or "file"
     text = [*job.split_columns().values()]
     named, option = job.id_column, "id-column"

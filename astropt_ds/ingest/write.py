@@ -25,7 +25,13 @@ from astropt_ds.data.shards import Sample, write_shard
 from astropt_ds.data.stretch import Stretch
 from astropt_ds.ingest.cells import key_of, labels_of
 from astropt_ds.ingest.plan import Part, place_of
-from astropt_ds.ingest.source import FILE, ID, Facts, Picture, Source
+from astropt_ds.ingest.source import (
+    FILE,
+    ID,
+    Facts,
+    Picture,
+    Source,
+)
 from astropt_ds.ingest.survey import BESIDE
 from astropt_ds.ingest.unfinished import save_record
 

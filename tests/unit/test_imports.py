@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parents[2] / "astropt_ds"
 # Each room may import from those before it, and from its own.
 FLOORS = (
     ("__version__", "errors", "files", "section"),
+    ("extras", "ids"),
+    ("table",),
     ("config_run",),
     ("config",),
     ("config_source",),
@@ -20,6 +22,7 @@ FLOORS = (
     ("ingest",),
     ("training",),
     ("convert",),
+    ("embedding",),
     ("evaluation",),
     ("train", "benchmark"),
 )

@@ -13,7 +13,7 @@ from astropy.table import Table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from astropt_ds.ingest.cells import text_of
+from astropt_ds.ids import text_of
 from tests.conftest import blob
 from tests.unit.ingest.shards import made
 

@@ -1,0 +1,1 @@
+"""Catalogues of galaxies to tables of embeddings."""

@@ -1,0 +1,249 @@
+"""A catalogue to a table of embeddings: what tools/embed.py does, in order."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+import astropt_ds
+from astropt_ds.convert.load import build, open_model
+from astropt_ds.embedding.audit import finish, verdict
+from astropt_ds.embedding.claims import Claims
+from astropt_ds.embedding.embedder import Embedder, find_device, find_precision, weights_hash
+from astropt_ds.embedding.galaxies import Galaxies
+from astropt_ds.embedding.job import EmbedJob, open_galaxies
+from astropt_ds.embedding.parts import Parts
+from astropt_ds.embedding.plan import PLAN, Plan, agree, rows_of_a_part
+from astropt_ds.embedding.progress import Progress
+from astropt_ds.embedding.reader import Reader, find_workers
+from astropt_ds.embedding.recipe import Recipe, make_recipe
+from astropt_ds.embedding.task import Task
+from astropt_ds.embedding.view import View
+from astropt_ds.errors import RunAgain, UserError
+from astropt_ds.files import sha256_file
+from astropt_ds.ingest.source import state_of
+from astropt_ds.model import AstroPT
+from astropt_ds.model_folder.weights import DTYPES
+from astropt_ds.table.manifest import TableManifest
+from astropt_ds.tokens import grid
+
+CLAIMS = "_claims"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # that schedulers send before they kill
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before a galaxy is embedded."""
+
+    galaxies: Galaxies
+    model: AstroPT
+    recipe: Recipe
+    view: View
+    plan: Plan
+    device: torch.device
+    precision: str
+
+
+def embed(job: EmbedJob, say: Callable[[str], None] = print) -> TableManifest:
+    """Embed a catalogue. What is interrupted goes on when it is asked for again.
+
+    Any number of processes may do so at once, on any machines that see the folder.
+
+    Args:
+        job: what, and how.
+        say: takes what a user should know on the way, a line each.
+
+    Returns:
+        The manifest of the table.
+
+    Raises:
+        UserError: the model, the input or the output is not there, not usable, or does not fit the
+            others; or the table is not what was asked for.
+        RunAgain: a signal asked to stop.
+    """
+    ready = prepare(job)
+    try:
+        return _embed(job, ready, say)
+    except OSError as error:
+        reason = f"{error.strerror or error} {error.filename or ''}".strip()
+        raise UserError(f"--output {job.output}: cannot be written ({reason})") from None
+
+
+def _embed(job: EmbedJob, ready: Prepared, say: Callable[[str], None]) -> TableManifest:
+    _check_folder(job)
+    claims = Claims(job.output / CLAIMS)
+    plan = agree(job.output, ready.plan, claims)
+    parts = Parts(job.output, job.file_format)
+    ranks, rank = _tasks()
+    workers = find_workers(job.workers, ready.device.type)
+    # its processes are forked before this one starts threads
+    with closing(Reader(ready.galaxies, ready.view, workers)) as reader, claims, _stoppable():
+        embedder = make_embedder(job, ready)
+        start = plan.parts * rank // ranks
+        task = Task(plan, parts, claims, reader, embedder, ready.recipe, job.dtype, start)
+        if len(task.done()) < plan.parts:
+            say(_description(job, ready, plan))
+            with closing(Progress(plan.galaxies(task.done()), plan.rows)) as progress:
+                task.run(progress)
+        manifest = finish(plan, parts, claims, ready.galaxies.missing)
+    verdict(manifest, job.output)
+    return manifest
+
+
+def prepare(job: EmbedJob) -> Prepared:
+    """Open the input and the model, and settle what is to be made of them.
+
+    Raises:
+        UserError: one is not there, or they do not fit each other.
+    """
+    if job.dtype not in ("float32", "float16"):
+        raise UserError(f"--dtype {job.dtype}: float32 or float16 would be right")
+    if job.limit is not None and job.limit < 1:
+        raise UserError(f"--limit {job.limit}: 1 or more would be right")
+    device = find_device(job.device)
+    precision = find_precision(job.precision, device)
+    source = open_model(job.model)
+    galaxies = open_galaxies(job)
+    channels = source.model.images.channels
+    if len(galaxies.channels) != channels:
+        raise UserError(
+            f"{galaxies.what}: images of {len(galaxies.channels)} channels "
+            f"({' '.join(galaxies.channels)}); {job.model} reads {channels}"
+        )
+    model = build(source, None, torch.device("cpu"))
+    config = model.config
+    side = _image_size(job, source.facts.get("image_size"), galaxies, model)
+    whole = grid(side, config.images.patch, str(config.orientation))
+    recipe = make_recipe(config, whole.tokens, job.layers, job.pooling, job.tokens)
+    view = View(whole, recipe.reads, channels, galaxies.dtype, job.strict)
+    rows = min(galaxies.rows, job.limit or galaxies.rows)
+    facts = {
+        "model": weights_hash(model),
+        "model_from": job.model,
+        "layers": list(recipe.layers),
+        "pooling": recipe.pooling,
+        "tokens": recipe.tokens,
+        "image_size": side,
+        "precision": precision,
+        "architecture": config.architecture(),
+        "data": galaxies.what,
+        "software": {
+            "astropt_ds": astropt_ds.__version__,
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+    }
+    catalogue = (job.survey or {}).get("catalogue")
+    types = {name: str(kind) for name, kind in galaxies.types().items()}
+    asked: dict[str, Any] = {
+        "--model": facts["model"],
+        "--layer": facts["layers"],
+        "--pool": recipe.pooling,
+        "--tokens": recipe.tokens,
+        "--image-size": side,
+        "--precision": precision,
+        "--dtype": job.dtype,
+        "--format": job.file_format,
+        "--data": galaxies.identity,
+        "--columns": types,
+        "--catalogue": state_of([catalogue]) if catalogue else None,
+        "--ids": sha256_file(job.ids) if job.ids else None,
+        "--limit": job.limit,
+        "galaxies": rows,
+    }
+    part_rows = rows_of_a_part(rows, 4 * recipe.values)
+    plan = Plan(asked, rows, part_rows, types, facts)
+    return Prepared(galaxies, model, recipe, view, plan, device, precision)
+
+
+def make_embedder(job: EmbedJob, ready: Prepared) -> Embedder:
+    """The model on its device; to be called after processes were forked."""
+    return Embedder(
+        ready.model.to(ready.device, DTYPES[ready.precision]),
+        device=str(ready.device),
+        precision=ready.precision,
+        batch=job.batch,
+        compile=job.compile,
+    )
+
+
+def _image_size(job: EmbedJob, trained: int | None, galaxies: Galaxies, model: AstroPT) -> int:
+    """Pixels that images are cropped to.
+
+    Raises:
+        UserError: most images are smaller, or the model cannot read so many.
+    """
+    patch, side = model.config.images.patch, galaxies.side()
+    most = math.isqrt(model.config.block_size) * patch
+    size = job.image_size or trained or min(side // patch * patch, most)
+    fits = f"a multiple of {patch} up to {min(side // patch * patch, most)} would be right"
+    if size % patch or not patch <= size <= most:
+        raise UserError(f"--image-size {size}: the model reads patches of {patch} pixels; {fits}")
+    if size > side:
+        whose = "" if job.image_size else ", as the model was trained,"
+        raise UserError(f"--image-size {size}{whose} is more than the images' {side}; {fits}")
+    return size
+
+
+def _check_folder(job: EmbedJob) -> None:
+    """See that the output is new, or begun by this tool.
+
+    Raises:
+        UserError: it is something else.
+    """
+    folder = job.output
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is no folder; a new one would be right")
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [name for name in os.listdir(folder) if not name.startswith("_")]
+    if others and not (folder / PLAN).exists():
+        raise UserError(f"--output {folder}: holds other things ({others[0]}); name a new folder")
+
+
+def _tasks() -> tuple[int, int]:
+    """(how many tasks there are, which of them this is), as their launcher says."""
+    for count, number in (
+        ("WORLD_SIZE", "RANK"),
+        ("SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_ID"),
+        ("SLURM_NTASKS", "SLURM_PROCID"),
+    ):
+        if count in os.environ and number in os.environ:
+            tasks = max(1, int(os.environ[count]))
+            return tasks, int(os.environ[number]) % tasks
+    return 1, 0
+
+
+def _description(job: EmbedJob, ready: Prepared, plan: Plan) -> str:
+    recipe, view = ready.recipe, ready.view
+    layers = ", ".join(map(str, recipe.layers))
+    return (
+        f"{plan.rows:,} galaxies of {ready.galaxies.what} in {plan.parts} parts: {recipe.pooling} "
+        f"over the first {recipe.tokens} of {view.whole.tokens} tokens after block {layers} (of 0 "
+        f"to {ready.model.config.layers - 1}), {ready.precision} on {ready.device}"
+    )
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A scheduler's signal ends the work in good order: others take over at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        for signal_number in SIGNALS:
+            signal.signal(signal_number, signal.SIG_IGN)
+        raise RunAgain(f"{signal.Signals(number).name}: the same command goes on from here")
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Tables of embeddings on disk: in parts, by object id."""

@@ -1,0 +1,136 @@
+"""Where each id is: ``_index.npy``, sorted by a hash of the ids, for reading by memory map.
+
+It is made in bounded memory: hashes go to files by their leading bits, and each file is sorted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from astropt_ds.files import sync_file
+from astropt_ds.table.schema import ID
+
+INDEX = "_index.npy"
+ROW = np.dtype([("hash", "<u8"), ("part", "<u4"), ("row", "<u4")])
+BUCKET_ROWS = 2_000_000  # sorted in memory at once, about
+LISTED = 100  # duplicated ids that are named
+
+
+class Ids(Protocol):
+    """A part of a table."""
+
+    @property
+    def rows(self) -> int:
+        """In the part."""
+
+    def read(self, columns: list[str] | None = None, rows: np.ndarray | None = None) -> pa.Table:
+        """Some columns of some rows."""
+
+
+@dataclass
+class Duplicates:
+    """Ids that several rows have."""
+
+    count: int = 0  # rows beyond the first of each id
+    ids: list[str] = field(default_factory=list)  # some of them
+
+
+def hash_ids(ids: Sequence[str]) -> np.ndarray:
+    """A 64-bit hash of each id, the same on any machine."""
+    return pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
+
+
+def write_index(folder: Path, parts: Sequence[Ids]) -> Duplicates:
+    """Write the index of a table, and find the ids that are there twice.
+
+    Args:
+        folder: of the table.
+        parts: in their order; 4e9 rows each at most.
+    """
+    total = sum(part.rows for part in parts)
+    bits = max(0, (total // BUCKET_ROWS).bit_length())
+    found = Duplicates()
+    partial = folder / f"{INDEX}.partial"
+    with tempfile.TemporaryDirectory(prefix="_index-", dir=folder) as scratch:
+        _deal_out(parts, Path(scratch), bits)
+        with partial.open("wb") as output:
+            header = {"descr": ROW.descr, "fortran_order": False, "shape": (total,)}
+            np.lib.format.write_array_header_1_0(output, header)
+            for bucket in range(1 << bits):
+                rows = np.fromfile(_bucket(Path(scratch), bucket), ROW)
+                rows.sort(order=["hash", "part", "row"])
+                rows.tofile(output)
+                _add_duplicates(rows, parts, found)
+    sync_file(partial)
+    partial.replace(folder / INDEX)
+    return found
+
+
+class Index:
+    """The index of a table.
+
+    Args:
+        folder: of the table.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._rows = np.load(folder / INDEX, mmap_mode="r")
+
+    def find(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that may hold some ids: others have the same hash once in 1e19 pairs.
+
+        Returns:
+            (matches,) places among the ids, and (matches,) of ROW.
+        """
+        hashes = hash_ids(ids)
+        column = self._rows["hash"]
+        first = np.searchsorted(column, hashes, side="left")
+        counts = np.searchsorted(column, hashes, side="right") - first
+        places = np.repeat(np.arange(len(hashes)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return places, self._rows[np.repeat(first, counts) + within]
+
+
+def _deal_out(parts: Sequence[Ids], scratch: Path, bits: int) -> None:
+    files: list[IO[bytes]] = [_bucket(scratch, number).open("wb") for number in range(1 << bits)]
+    try:
+        for number, part in enumerate(parts):
+            hashes = hash_ids(part.read([ID])[ID].to_numpy(zero_copy_only=False))
+            rows = np.empty(len(hashes), ROW)
+            rows["hash"], rows["part"], rows["row"] = hashes, number, np.arange(len(hashes))
+            buckets = hashes >> np.uint64(64 - bits) if bits else np.zeros(len(hashes), np.uint64)
+            order = np.argsort(buckets, kind="stable")
+            cuts = np.searchsorted(buckets[order], np.arange(len(files) + 1, dtype=np.uint64))
+            for file, first, last in zip(files, cuts, cuts[1:], strict=False):
+                rows[order[first:last]].tofile(file)
+    finally:
+        for file in files:
+            file.close()
+
+
+def _add_duplicates(rows: np.ndarray, parts: Sequence[Ids], found: Duplicates) -> None:
+    """Count rows whose hash equals their neighbour's, and whose id does, too."""
+    same = np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1])
+    for place in same.tolist():
+        before, after = (_id_at(rows[place + i], parts) for i in (0, 1))
+        if before == after:
+            found.count += 1
+            if len(found.ids) < LISTED and after not in found.ids:
+                found.ids.append(after)
+
+
+def _id_at(row: np.ndarray, parts: Sequence[Ids]) -> str:
+    table = parts[int(row["part"])].read([ID], np.array([row["row"]], np.int64))
+    return str(table[ID][0].as_py())
+
+
+def _bucket(scratch: Path, number: int) -> Path:
+    return scratch / f"{number:05d}"

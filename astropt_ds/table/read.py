@@ -1,0 +1,166 @@
+"""Tables in Python: whole, or the rows of some ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from astropt_ds.errors import UserError
+from astropt_ds.extras import optional
+from astropt_ds.ids import text_of
+from astropt_ds.table.formats import FORMATS, Stored, format_of
+from astropt_ds.table.index import Index
+from astropt_ds.table.manifest import TableManifest
+from astropt_ds.table.schema import ID, embeddings_of, facts_of
+
+KINDS = ("pandas", "astropy", "numpy", "arrow")
+
+
+def read_embeddings(
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    ids: Sequence[Any] | None = None,
+    kind: str = "pandas",
+) -> Any:
+    """Read a table of embeddings.
+
+    Args:
+        path: the folder that tools/embed.py wrote, or a file of tools/export_embeddings.py.
+        columns: their names; the id always comes along. All if None.
+        ids: of the galaxies wanted, in the order wanted. All if None.
+        kind: of what is returned.
+
+    Returns:
+        ``pandas``: a DataFrame whose embeddings are arrays, one a cell, with what is said of the
+        table in ``attrs``. ``astropy``: a Table whose embeddings are columns of shape (rows,
+        width) or (rows, tokens, width), with that in ``meta``. ``numpy``: a structured array with
+        fields of these shapes. ``arrow``: a Table whose embeddings are lists, flattened.
+
+    Raises:
+        UserError: there is no such table, column or id, or the table is not complete.
+    """
+    if kind not in KINDS:
+        raise UserError(f"kind={kind!r}: one of {', '.join(KINDS)} would be right")
+    path = Path(path)
+    stored = open_parts(path)
+    schema = stored[0].schema
+    names = None if columns is None else list(dict.fromkeys([ID, *columns]))
+    for name in names or ():
+        if name not in schema.names:
+            known = ", ".join(schema.names)
+            raise UserError(f"{path}: has no column {name!r}; it has {known}")
+    if ids is None:
+        table = pa.concat_tables([part.read(names) for part in stored])
+    else:
+        table = _rows_of(path, stored, [text_of(i) for i in ids], names)
+    return _as_kind(table, kind)
+
+
+def open_parts(path: Path) -> list[Stored]:
+    """The files of a table.
+
+    Raises:
+        UserError: there is none, or not all of it.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path}: does not exist; the folder that tools/embed.py wrote would be right"
+        )
+    if path.is_file():
+        return [format_of(path).open(path)]
+    manifest = TableManifest.load(path)
+    form = FORMATS[manifest.file_format]
+    return [form.open(path / part.name) for part in manifest.parts]
+
+
+def _rows_of(path: Path, stored: list[Stored], ids: list[str], names: list[str] | None) -> pa.Table:
+    """The rows of some ids, in their order."""
+    if path.is_dir():
+        places, found = Index(path).find(ids)
+        parts, rows = found["part"].astype(np.int64), found["row"].astype(np.int64)
+    else:
+        known = {str(i): row for row, i in enumerate(stored[0].read([ID])[ID].to_pylist())}
+        places = np.array([p for p, i in enumerate(ids) if i in known], np.int64)
+        rows = np.array([known[ids[p]] for p in places], np.int64)
+        parts = np.zeros(len(rows), np.int64)
+    tables, order = [], []
+    for part in np.unique(parts).tolist():
+        here = np.flatnonzero(parts == part)
+        tables.append(stored[part].read(names, rows[here]))
+        order.append(places[here])
+    if not tables:
+        tables, order = [stored[0].read(names, np.array([], np.int64))], [np.array([], np.int64)]
+    table, place = pa.concat_tables(tables), np.concatenate(order)
+    # another id may have the same hash
+    right = np.array([ids[p] == i for p, i in zip(place, table[ID].to_pylist(), strict=True)], bool)
+    kept = np.flatnonzero(right)
+    missing = sorted(set(range(len(ids))) - set(place[kept].tolist()))
+    if missing:
+        raise UserError(
+            f"{path}: holds no galaxy {ids[missing[0]]!r} ({len(missing)} of {len(ids)} ids are "
+            "not in it); _failures.csv tells of those that have no embedding"
+        )
+    return table.take(pa.array(kept[np.argsort(place[kept], kind="stable")]))
+
+
+def _as_kind(table: pa.Table, kind: str) -> Any:
+    if kind == "arrow":
+        return table
+    shapes, facts = embeddings_of(table.schema), facts_of(table.schema)
+    if kind == "pandas":
+        frame = table.drop_columns(list(shapes)).to_pandas(ignore_metadata=True)
+        for name, values in _arrays(table, shapes).items():
+            frame[name] = list(values)
+        frame = frame[table.column_names]
+        frame.attrs = facts
+        return frame
+    arrays = _arrays(table, shapes)
+    for name in table.column_names:
+        if name not in arrays:
+            arrays[name] = table[name].to_numpy()
+    if kind == "astropy":
+        return _astropy(table, arrays, facts)
+    fields = []
+    for name in table.column_names:
+        values = arrays[name]
+        if values.dtype == object and pa.types.is_string(table.schema.field(name).type):
+            arrays[name] = values = np.array(["" if v is None else v for v in values], dtype=str)
+        fields.append((name, values.dtype, values.shape[1:]))
+    rows = np.empty(len(table), fields)
+    for name in table.column_names:
+        rows[name] = arrays[name]
+    return rows
+
+
+def _arrays(table: pa.Table, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The embeddings of a table, (rows, *shape) each."""
+    found = {}
+    for name, shape in shapes.items():
+        chunks = [chunk.flatten().to_numpy() for chunk in table[name].chunks]
+        dtype = table.schema.field(name).type.value_type.to_pandas_dtype()
+        flat = np.concatenate(chunks) if chunks else np.empty(0, dtype)
+        found[name] = flat.reshape(len(table), *shape)
+    return found
+
+
+def _astropy(table: pa.Table, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Any:
+    astropy = optional("astropy.table", "kind='astropy'")
+    result = astropy.Table(meta=facts)
+    for name in table.column_names:
+        column = table[name]
+        missing = column.is_null().to_numpy()
+        values = arrays[name]
+        if missing.any() and not pa.types.is_floating(column.type):
+            fill = "" if pa.types.is_string(column.type) else 0
+            filled = column.fill_null(fill).to_numpy()
+            values = astropy.MaskedColumn(
+                filled.astype(str) if fill == "" else filled, mask=missing
+            )
+        elif values.dtype == object:
+            values = values.astype(str)
+        result[name] = values
+    return result

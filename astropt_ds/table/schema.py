@@ -1,0 +1,51 @@
+"""The columns of a table: the id, what is carried along, and the embeddings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+ID = "id"
+FACTS, SHAPE = b"astropt_ds", b"shape"  # keys of a schema's and of a field's metadata
+DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+def table_schema(
+    columns: Mapping[str, pa.DataType],
+    embeddings: Mapping[str, tuple[int, ...]],
+    dtype: str,
+    facts: Mapping[str, Any],
+) -> pa.Schema:
+    """The schema of a table.
+
+    Args:
+        columns: that are carried along: string, float64, int64 or bool; values may be missing.
+        embeddings: the shape of each. They are lists of a fixed size, flattened.
+        dtype: of embeddings: a name in DTYPES.
+        facts: what the table says of itself, as JSON holds it.
+    """
+    fields = [pa.field(ID, pa.string(), nullable=False)]
+    fields += [pa.field(name, kind) for name, kind in columns.items()]
+    for name, shape in embeddings.items():
+        kind = pa.list_(DTYPES[dtype], math.prod(shape))
+        metadata = {SHAPE: json.dumps(list(shape)).encode()}
+        fields.append(pa.field(name, kind, nullable=False, metadata=metadata))
+    return pa.schema(fields, {FACTS: json.dumps(dict(facts)).encode()})
+
+
+def embeddings_of(schema: pa.Schema) -> dict[str, tuple[int, ...]]:
+    """The shape of each embedding by the name of its column."""
+    return {
+        field.name: tuple(json.loads(field.metadata[SHAPE]))
+        for field in schema
+        if field.metadata and SHAPE in field.metadata
+    }
+
+
+def facts_of(schema: pa.Schema) -> dict[str, Any]:
+    """What a table says of itself."""
+    return dict(json.loads((schema.metadata or {}).get(FACTS, b"{}")))
