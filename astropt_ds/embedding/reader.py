@@ -69,6 +69,7 @@ class Reader:
         self.chunk = max(1, min(CHUNK, CHUNK_BYTES // view.image_bytes))
         self._galaxies = galaxies
         capacity = self.chunk * view.image_bytes
+        galaxies.close()  # files that forks inherit are read from at one common place
         self._pool = Pool(_Read(galaxies, view), workers, [STREAM], capacity)
 
     def read(self, parts: Iterable[tuple[int, int, int]]) -> Iterator[Chunk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -169,9 +170,8 @@ class Task:
             known = [cells[place].get(name) for place in kept]
             columns[name] = array(known, kind, name, where)
         for name, values in embeddings.items():
-            flat = values[kept].reshape(len(kept), -1).astype(self.dtype)
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
-            columns[name] = lists
+            flat = pa.array(values[kept].astype(self.dtype).reshape(-1))
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, math.prod(values.shape[1:]))
         table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
         self.parts.commit(part, table, [failures[place] for place in sorted(failures)])
         self.claims.release(where)

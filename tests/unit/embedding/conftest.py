@@ -1,0 +1,56 @@
+"""Small models and inputs of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from astropt_ds import save_model
+from astropt_ds.config_source import load_config
+from astropt_ds.embedding import plan
+from astropt_ds.embedding.job import EmbedJob
+from astropt_ds.model import AstroPT
+
+
+def tiny_model(tokeniser: str = "relu", channels: int = 3) -> AstroPT:
+    """Two layers away from their symmetric start."""
+    keys = [
+        *("model.layers=2", "model.heads=2", "model.width=32", f"model.tokeniser={tokeniser}"),
+        f"model.modalities.images.channels={channels}",
+    ]
+    model = AstroPT(load_config("1m", keys).model, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+@pytest.fixture(scope="session")
+def model() -> AstroPT:
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def model_folder(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(model, folder)
+    return folder
+
+
+@pytest.fixture
+def many_parts(monkeypatch) -> None:
+    """Parts of 16 galaxies: small surveys have several."""
+    monkeypatch.setattr(plan, "LEAST_ROWS", 16)
+
+
+@pytest.fixture
+def job(model_folder, shards, tmp_path):
+    """A job on the small shards; what is given is otherwise."""
+
+    def make(**options) -> EmbedJob:
+        given = {"model": str(model_folder), "data": (str(shards),), "output": tmp_path / "table"}
+        return EmbedJob(**{**given, "workers": 0, **options})
+
+    return make
