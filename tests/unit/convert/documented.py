@@ -78,8 +78,9 @@ def random_state(generation, layers, width, seed=0, **options):
     }
 
 
-def v1_predictions(state, tokens, layers, heads):
-    """The documented formulas of v1, written out; (batch, tokens, values) to the same."""
+def v1_states(state, tokens, layers, heads):
+    """The documented formulas of v1, written out: (batch, tokens, values) to the output of the last
+    block, (batch, tokens, width)."""
     w = state
     length = tokens.shape[1]
     x = F.relu(tokens @ w["transformer.wte.0.weight"].T + w["transformer.wte.0.bias"])
@@ -102,7 +103,13 @@ def v1_predictions(state, tokens, layers, heads):
         a = normed @ w[block + "mlp.c_fc.weight"].T
         gelu = 0.5 * a * (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3)))
         x = x + gelu @ w[block + "mlp.c_proj.weight"].T
-    x = F.layer_norm(x, (width,), w["transformer.ln_f.weight"], eps=1e-5)
+    return x
+
+
+def v1_predictions(state, tokens, layers, heads):
+    """The documented formulas of v1, written out; (batch, tokens, values) to the same."""
+    w, x = state, v1_states(state, tokens, layers, heads)
+    x = F.layer_norm(x, x.shape[-1:], w["transformer.ln_f.weight"], eps=1e-5)
     x = F.relu(x @ w["lm_head.0.weight"].T + w["lm_head.0.bias"])
     x = F.relu(x @ w["lm_head.2.weight"].T + w["lm_head.2.bias"])
     return x @ w["lm_head.4.weight"].T + w["lm_head.4.bias"]

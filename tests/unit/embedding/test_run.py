@@ -292,7 +292,7 @@ def test_half_written_parts_of_killed_tasks_are_swept_away(job):
 def test_a_dry_run_tells_galaxies_bytes_and_time_and_writes_nothing(job):
     lines = list(estimate(replace(job(), batch=16)))
     assert lines[0].startswith("150 galaxies of ")
-    assert "GB to read" in lines[1] and "for one task" in lines[2] or "too few" in lines[2]
+    assert ("GB to read" in lines[1] and "for one task" in lines[2]) or "too few" in lines[2]
     assert not job().output.exists()
 
 
