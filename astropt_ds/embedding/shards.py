@@ -167,7 +167,7 @@ class Shards:
                 if isinstance(beside, BadImageError):
                     raise beside
                 data = self._shards.image(split, int(row), descriptor)
-                view.of_file(data, out[place], self.manifest.nan == "zero")
+                view.of_file(data, out[place], self.manifest.nan == "zero", verified=True)
             except (BadImageError, OSError) as error:
                 reading.failures[place] = Failure(identifier, name, str(error))
                 out[place] = 0

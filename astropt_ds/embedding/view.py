@@ -22,7 +22,7 @@ class View:
         tokens: that are taken, from the centre on.
         channels: of the images.
         dtype: of their pixels: uint8, or float32 for fluxes.
-        strict: decode JPEG files to their end, as if all pixels were wanted.
+        strict: decode all JPEG files to their end, as if all pixels were wanted.
     """
 
     whole: Grid
@@ -46,13 +46,22 @@ class View:
         """Of the patches of an image."""
         return self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize
 
-    def of_file(self, data: bytes, out: np.ndarray, zero: bool = False) -> None:
+    @cached_property
+    def _buffer(self) -> np.ndarray:
+        """For the decoder; of larger images than most, and never touched beyond what is used."""
+        return np.empty(3 * (2 * self.whole.side) ** 2, np.uint8)
+
+    def of_file(
+        self, data: bytes, out: np.ndarray, zero: bool = False, verified: bool = False
+    ) -> None:
         """The patches of an image file.
 
         Args:
             data: what the file holds.
             out: (tokens, values), where they go.
             zero: read pixels that are not finite as zero.
+            verified: the bytes are known to be whole, so that looking at the centre alone, which is
+                faster, misses no damage.
 
         Raises:
             BadImageError: it cannot be used, or is smaller than the model wants.
@@ -60,7 +69,8 @@ class View:
         if data.startswith(NPY_MAGIC):
             self.of_pixels(decode(data), out, zero)
             return
-        image = decode_centre(data, self.grid.side, self.whole.side, self.strict)
+        strict = self.strict or not verified
+        image = decode_centre(data, self.grid.side, self.whole.side, strict, self._buffer)
         check_kind(image, self.channels, np.dtype(self.dtype))
         self.grid.to_patches(image, out)
 
