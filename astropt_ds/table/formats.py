@@ -9,8 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from astropt_ds.errors import UserError
+from astropt_ds.table.arrow import Arrow
+from astropt_ds.table.fits import Fits
+from astropt_ds.table.hdf5 import HDF5
+from astropt_ds.table.npy import Npy
 from astropt_ds.table.parquet import Parquet
 
 
@@ -69,7 +74,9 @@ class Format(Protocol):
         """A file; raises UserError where it is damaged."""
 
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Parquet(),)}
+FORMATS: dict[str, Format] = {
+    form.name: form for form in (Parquet(), Fits(), HDF5(), Arrow(), Npy())
+}
 
 
 def format_of(path: Path) -> Format:
@@ -90,6 +97,6 @@ def text_widths(table: pa.Table) -> dict[str, int]:
     widths = {}
     for field in table.schema:
         if pa.types.is_string(field.type):
-            lengths = pa.compute.binary_length(table[field.name])
-            widths[field.name] = max(1, pa.compute.max(lengths).as_py() or 0)
+            lengths = pc.binary_length(table[field.name])
+            widths[field.name] = max(1, pc.max(lengths).as_py() or 0)
     return widths

@@ -30,11 +30,15 @@ def table_schema(
     """
     fields = [pa.field(ID, pa.string(), nullable=False)]
     fields += [pa.field(name, kind) for name, kind in columns.items()]
-    for name, shape in embeddings.items():
-        kind = pa.list_(DTYPES[dtype], math.prod(shape))
-        metadata = {SHAPE: json.dumps(list(shape)).encode()}
-        fields.append(pa.field(name, kind, nullable=False, metadata=metadata))
+    fields += [embedding_field(name, shape, dtype) for name, shape in embeddings.items()]
     return pa.schema(fields, {FACTS: json.dumps(dict(facts)).encode()})
+
+
+def embedding_field(name: str, shape: tuple[int, ...], dtype: str) -> pa.Field:
+    """A column of embeddings of some shape: lists of a fixed size, flattened."""
+    metadata = {SHAPE: json.dumps(list(shape)).encode()}
+    kind = pa.list_(DTYPES[dtype], math.prod(shape))
+    return pa.field(name, kind, nullable=False, metadata=metadata)
 
 
 def embeddings_of(schema: pa.Schema) -> dict[str, tuple[int, ...]]:
