@@ -33,7 +33,9 @@ from astropt_ds.files import sha256_file
 from astropt_ds.ingest.source import state_of
 from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.weights import DTYPES
+from astropt_ds.table.formats import FORMATS
 from astropt_ds.table.manifest import TableManifest
+from astropt_ds.table.schema import table_schema
 from astropt_ds.tokens import grid
 
 CLAIMS = "_claims"
@@ -160,6 +162,7 @@ def prepare(job: EmbedJob) -> Prepared:
         "--limit": job.limit,
         "galaxies": rows,
     }
+    FORMATS[job.file_format].check(table_schema({}, recipe.columns, job.dtype, facts))
     part_rows = rows_of_a_part(rows, 4 * recipe.values)
     plan = Plan(asked, rows, part_rows, types, facts)
     return Prepared(galaxies, model, recipe, view, plan, device, precision)

@@ -47,17 +47,26 @@ def read_embeddings(
         raise UserError(f"kind={kind!r}: one of {', '.join(KINDS)} would be right")
     path = Path(path)
     stored = open_parts(path)
-    schema = stored[0].schema
-    names = None if columns is None else list(dict.fromkeys([ID, *columns]))
-    for name in names or ():
-        if name not in schema.names:
-            known = ", ".join(schema.names)
-            raise UserError(f"{path}: has no column {name!r}; it has {known}")
+    names = chosen(path, stored[0].schema, columns)
     if ids is None:
         table = pa.concat_tables([part.read(names) for part in stored])
     else:
         table = _rows_of(path, stored, [text_of(i) for i in ids], names)
     return _as_kind(table, kind)
+
+
+def chosen(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> list[str] | None:
+    """The id and some columns of a table; None, for all, if none is named.
+
+    Raises:
+        UserError: it has no such column.
+    """
+    names = None if columns is None else list(dict.fromkeys([ID, *columns]))
+    for name in names or ():
+        if name not in schema.names:
+            known = ", ".join(schema.names)
+            raise UserError(f"{path}: has no column {name!r}; it has {known}")
+    return names
 
 
 def open_parts(path: Path) -> list[Stored]:

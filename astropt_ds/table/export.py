@@ -1,0 +1,100 @@
+"""A table in another format, as one file or in parts; part by part, so that any size passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from astropt_ds.errors import UserError
+from astropt_ds.files import sha256_file, staged, sync_file
+from astropt_ds.table.formats import FORMATS, Format, Stored, text_widths
+from astropt_ds.table.index import write_index
+from astropt_ds.table.manifest import MANIFEST, PartEntry, TableManifest
+from astropt_ds.table.read import chosen, open_parts
+from astropt_ds.table.schema import ID, facts_of
+
+
+def export(
+    table: Path, output: Path, file_format: str | None = None, columns: Sequence[str] | None = None
+) -> int:
+    """Write a table anew; the output appears whole, or not at all.
+
+    Args:
+        table: a table's folder, or a file.
+        output: a file, whose suffix names its format, or else a folder of parts.
+        file_format: of a folder's parts: a name in FORMATS.
+        columns: to keep beside the id; all if None.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        UserError: there is no such table, the format cannot hold it, or the output cannot be
+            written.
+    """
+    stored = open_parts(table)
+    names = chosen(table, stored[0].schema, columns) or stored[0].schema.names
+    suffixes = {form.suffix: form for form in FORMATS.values()}
+    single = suffixes.get(output.suffix)
+    if single and file_format not in (None, single.name):
+        raise UserError(f"--output {output}: is {single.name} by its name, not {file_format}")
+    if not single and file_format is None:
+        known = ", ".join(suffixes)
+        raise UserError(f"--output {output}: a name with {known}, or --format, would be right")
+    try:
+        with staged(output) as staging:
+            if single:
+                _write(stored, staging, single, names)
+            else:
+                staging.mkdir()
+                _write_parts(table, stored, staging, FORMATS[str(file_format)], names)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output {output}: cannot be written ({reason})") from None
+    return sum(part.rows for part in stored)
+
+
+def _write(stored: Sequence[Stored], path: Path, form: Format, names: list[str]) -> None:
+    """Files as one file."""
+    schema = _select(stored[0].schema, names)
+    form.check(schema)
+    widths: dict[str, int] = {}
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    for part in stored:  # some formats must know beforehand how long texts are
+        for name, width in text_widths(part.read(texts)).items():
+            widths[name] = max(width, widths.get(name, 1))
+    rows = sum(part.rows for part in stored)
+    with form.create(path, schema, rows, widths) as writer:
+        for part in stored:
+            writer.write(part.read(names).cast(schema))
+    sync_file(path)
+
+
+def _write_parts(
+    table: Path, stored: Sequence[Stored], folder: Path, form: Format, names: list[str]
+) -> None:
+    """Each file as one of another format, with an index and a manifest."""
+    entries = []
+    for number, part in enumerate(stored):
+        path = folder / f"part-{number:06d}{form.suffix}"
+        _write([part], path, form, names)
+        size, digest = path.stat().st_size, sha256_file(path)
+        entries.append(PartEntry(name=path.name, rows=part.rows, bytes=size, sha256=digest))
+    duplicates = write_index(folder, [form.open(folder / entry.name) for entry in entries])
+    if (table / MANIFEST).is_file():
+        manifest = TableManifest.load(table)
+    else:
+        rows, facts = sum(part.rows for part in stored), facts_of(stored[0].schema)
+        manifest = TableManifest(
+            file_format=form.name, rows=rows, asked=rows, facts=facts, parts=[]
+        )
+    found = {"duplicates": duplicates.count, "duplicated": duplicates.ids}
+    manifest = manifest.model_copy(update={"file_format": form.name, "parts": entries, **found})
+    manifest.save(folder)
+
+
+def _select(schema: pa.Schema, names: list[str]) -> pa.Schema:
+    assert names[0] == ID
+    return pa.schema([schema.field(name) for name in names], schema.metadata)
