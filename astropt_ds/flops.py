@@ -59,6 +59,16 @@ def forward_flops(config: ModelConfig, tokens: int) -> int:
     return 2 * tokens * (products + attention)
 
 
+def embedding_flops(config: ModelConfig, tokens: int, blocks: int) -> int:
+    """Operations needed for the output of some blocks for the first tokens of a sequence.
+
+    Of attention's, only the causal half is: what a kernel spends on the other is not counted.
+    """
+    products = sum(n_in * n_out for n_in, n_out in _tokeniser_linears(config))
+    products += 12 * blocks * config.width**2
+    return 2 * tokens * products + 2 * blocks * tokens * (tokens + 1) * config.width
+
+
 def training_flops(config: ModelConfig, tokens: int) -> int:
     """Operations of forward and backward over one image of so many tokens.
 

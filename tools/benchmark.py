@@ -15,7 +15,9 @@ from typing import Any
 from astropt_ds.benchmark.checkpoint import measure_checkpoint
 from astropt_ds.benchmark.conversion import measure_conversion
 from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamps
+from astropt_ds.benchmark.embedding import measure_embedding
 from astropt_ds.benchmark.startup import measure_startup
+from astropt_ds.benchmark.table import measure_table
 from astropt_ds.errors import UserError, run_cli
 
 
@@ -46,12 +48,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     saves.set_defaults(measure=measure_saves)
     converts = commands.add_parser("convert", help="checkpoints to model folders and files")
     converts.set_defaults(measure=measure_converts)
+    embeds = commands.add_parser("embed", help="images to embeddings")
+    embeds.set_defaults(measure=measure_embeds)
+    embeds.add_argument("--images", type=Path, help="512-pixel JPEG stamps in place of synthetic")
+    embeds.add_argument("--count", type=int, default=200, help="of synthetic stamps (200)")
+    embeds.add_argument("--against", choices=["astropt"], help="AstroPT's own way beside ours")
+    tables = commands.add_parser("table", help="tables of embeddings, written and read by id")
+    tables.set_defaults(measure=measure_tables)
+    tables.add_argument("--rows", type=int, default=5_000_000, help="synthetic (5,000,000)")
     for command in (saves, converts):
         command.add_argument("--config", default="89m", help="a preset's name or a YAML file (89m)")
         command.add_argument("--ranks", type=int, default=2, help="processes, on the CPU (2)")
-    for command, rounds in ((data, 5), (saves, 3), (converts, 3)):
-        text = f"in which all take turns ({rounds})"
-        command.add_argument("--rounds", type=int, default=rounds, help=text)
+    for command, rounds in ((data, 5), (saves, 3), (converts, 3), (embeds, 5), (tables, None)):
+        if rounds:
+            text = f"in which all take turns ({rounds})"
+            command.add_argument("--rounds", type=int, default=rounds, help=text)
         command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
         command.add_argument("--scratch", type=Path, help="a folder on the disk to be used")
     return parser.parse_args(argv)
@@ -69,6 +80,22 @@ def measure_converts(folder: Path, options: argparse.Namespace) -> dict[str, Any
     title = f"conversions of {options.config}, saved by {options.ranks} ranks under ZeRO-3"
     show(title, result)
     return {title: result}
+
+
+def measure_embeds(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    images = options.images
+    stamps = real_stamps(images) if images else synthetic_stamps(options.count, folder)
+    scratch = folder / "embeddings"
+    scratch.mkdir()
+    result = measure_embedding(stamps, options.rounds, bool(options.against), scratch)
+    show(stamps.name, result)
+    return {stamps.name: result}
+
+
+def measure_tables(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    result = measure_table(options.rows, folder)
+    show("table of embeddings", result)
+    return {"table": result}
 
 
 def measure_all_data(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

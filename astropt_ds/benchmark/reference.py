@@ -1,9 +1,10 @@
-"""The image path of AstroPT's own package, PyPI's astropt 2.0.9, from a file to spiral tokens."""
+"""AstroPT's own package, PyPI's astropt 2.0.9: from a file to spiral tokens, and its model."""
 
 from __future__ import annotations
 
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from astropt_ds.convert.load import LiveSource
+from astropt_ds.convert.write import write_astropt
 from astropt_ds.errors import UserError
+from astropt_ds.model import AstroPT
 
 VERSION = "2.0.9"
 
 
-def reference_dataset(files: list[Path], folder: Path) -> Any:
+def reference_dataset(files: list[Path], folder: Path, transposed: bool = False) -> Any:
     """A dataset whose item i is file i as standardised patches in spiral order.
 
     The package asks torchvision for one function, which reads a JPEG; it gets Pillow's, as it does
@@ -26,6 +30,7 @@ def reference_dataset(files: list[Path], folder: Path) -> Any:
     Args:
         files: JPEG images.
         folder: for the list of files that the package reads.
+        transposed: images are read x before y, as the second generation's are.
 
     Raises:
         UserError: the package is not installed.
@@ -33,7 +38,7 @@ def reference_dataset(files: list[Path], folder: Path) -> Any:
     stands_in = "torchvision" not in sys.modules
     if stands_in:
         io = types.ModuleType("torchvision.io")
-        io.read_image = _read_image  # type: ignore[attr-defined]
+        io.read_image = partial(_read_image, transposed)  # type: ignore[attr-defined]
         torchvision = types.ModuleType("torchvision")
         torchvision.io = io  # type: ignore[attr-defined]
         sys.modules.update({"torchvision": torchvision, "torchvision.io": io})
@@ -61,9 +66,28 @@ def reference_dataset(files: list[Path], folder: Path) -> Any:
     )
 
 
-def _read_image(path: str) -> torch.Tensor:
+def reference_model(model: AstroPT, folder: Path) -> Any:
+    """The package's own model with the weights of ours, which are of its second generation.
+
+    Args:
+        model: tokeniser aim.
+        folder: for the file that carries the weights.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        from astropt.model_utils import load_astropt
+    except ImportError as error:
+        raise UserError(f"--against astropt: {error}") from None
+    write_astropt(LiveSource(model, {}), folder / "ckpt.pt", "v2")
+    return load_astropt(repo_id=None, path=f"{folder}/", weights_filename="ckpt.pt").eval()
+
+
+def _read_image(transposed: bool, path: str) -> torch.Tensor:
+    axes = (2, 1, 0) if transposed else (2, 0, 1)
     with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(axes)
 
 
 def _normalise(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from astropt_ds.errors import UserError
 from astropt_ds.table.schema import embeddings_of
 
-GROUP_BYTES = 256_000  # of embeddings in a row group: what reading a single row costs
+GROUP_BYTES = 64_000  # of embeddings in a row group: what reading a single row costs
 
 
 class Parquet:

@@ -170,6 +170,6 @@ def test_single_rows_are_read_from_small_row_groups(tmp_path):
     content = table(2000, embedding=(256,))
     written(tmp_path / "t.parquet", FORMATS["parquet"], content, parts=1)
     groups = FORMATS["parquet"].open(tmp_path / "t.parquet")._file.metadata
-    assert groups.row_group(0).num_rows == 250  # of 1 KB each
+    assert groups.row_group(0).num_rows == 62  # of 1 KB each
     compressions = {groups.row_group(0).column(i).compression for i in range(groups.num_columns)}
     assert compressions == {"ZSTD"}
