@@ -87,14 +87,25 @@ def agree(folder: Path, plan: Plan, claims: Claims) -> Plan:
         else:
             time.sleep(0.05)
     begun = read_plan(folder)
-    for key in sorted({*plan.asked, *begun.asked}):
-        before, now = begun.asked.get(key), plan.asked.get(key)
-        if before != now:
+    before, now = _flat(begun.asked), _flat(json.loads(json.dumps(plan.asked)))
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
             raise UserError(
-                f"--output {folder}: was begun with {key} {before}, not {now}; the same arguments, "
-                "or a new folder, would be right"
+                f"--output {folder}: was begun with {key} {before.get(key)}, not {now.get(key)}; "
+                "the same arguments, or a new folder, would be right"
             )
     return begun
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by option, those of an option that has several by its name and theirs."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key} ({name})": item for name, item in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def read_plan(folder: Path) -> Plan:
