@@ -20,8 +20,8 @@ from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.weights import DTYPES
 from astropt_ds.tokens import grid, prefix_grid, standardise
 
-# Tokens in a batch: enough to keep the device busy. More would not fit a processor's caches.
-BATCH_TOKENS = {"cpu": 4096, "cuda": 262_144}
+# Tokens in a batch: what fits a core's cache, and what keeps a GPU busy.
+CORE_TOKENS, GPU_TOKENS = 1024, 262_144
 
 
 class Embedder:
@@ -128,8 +128,9 @@ class Embedder:
         """Images at once, of which so many tokens are read."""
         if isinstance(self._batch, int):
             return self._batch
-        most = max(1, BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]) // tokens)
-        return 1 << (most.bit_length() - 1)
+        on_cpu = self.device.type == "cpu"
+        most = CORE_TOKENS * torch.get_num_threads() if on_cpu else GPU_TOKENS
+        return 1 << (max(1, most // tokens).bit_length() - 1)
 
     def embed_patches(self, patches: Tensor, recipe: Recipe) -> dict[str, Tensor]:
         """The embeddings of images that are cut already.
