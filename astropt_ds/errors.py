@@ -21,7 +21,9 @@ class RunAgain(Exception):
     """The command has saved what it did and ended early; given again, it goes on from there."""
 
 
-def run_cli(main: Callable[[list[str]], None], resumes: bool = True) -> NoReturn:
+def run_cli(
+    main: Callable[[list[str]], None], resumes: bool = True, alike: bool = True
+) -> NoReturn:
     """Run a command line's ``main``.
 
     A :class:`UserError` becomes one line on stderr and exit code 2, :class:`RunAgain` 75.
@@ -29,20 +31,21 @@ def run_cli(main: Callable[[list[str]], None], resumes: bool = True) -> NoReturn
     Args:
         main: takes the arguments.
         resumes: whether the command, interrupted and given again, goes on where it was.
+        alike: whether the ranks of a run fail alike, so that the first speaks for all.
     """
     code = 0
     try:
         main(sys.argv[1:])
     except UserError as error:
         code = EXIT_USER_ERROR
-        say(f"error: {error}")
+        say(f"error: {error}", alike)
     except RunAgain as error:
         code = EXIT_RUN_AGAIN
-        say(str(error))
+        say(str(error), alike)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
         left = "the same command goes on from what is saved" if resumes else "nothing is left of it"
-        say(f"\ninterrupted; {left}")
+        say(f"\ninterrupted; {left}", alike)
     # By now all is closed and flushed that main opened. The interpreter's own teardown is left out:
     # in it, C++ threads of a process group now and then abort a run that is complete (SIGABRT).
     for stream in (sys.stdout, sys.stderr):
@@ -51,9 +54,9 @@ def run_cli(main: Callable[[list[str]], None], resumes: bool = True) -> NoReturn
     os._exit(code)
 
 
-def say(text: str) -> None:
-    """Print a line on stderr, on one rank of a run."""
-    if os.environ.get("RANK", "0") == "0":  # the ranks of a run fail alike; one of them speaks
+def say(text: str, once: bool = True) -> None:
+    """Print a line on stderr, on the first rank of a run or on all of them."""
+    if not once or os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             print(text, file=sys.stderr, flush=True)
 

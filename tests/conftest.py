@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +113,24 @@ def real_shards(galaxies, blob_shards, tmp_path_factory) -> Path:
     )
     make_shards(job)
     return job.output
+
+
+@pytest.fixture
+def serve(shards, tmp_path):
+    """Start web servers of a folder: ``serve(folder, fault)`` gives (url, process, log)."""
+    processes = []
+
+    def start(folder=shards, fault="none"):
+        log = tmp_path / f"server-{len(processes)}.log"
+        command = [sys.executable, REPOSITORY / "tests" / "server.py", folder, log, fault]
+        processes.append(subprocess.Popen(command))
+        while not (log.exists() and log.read_text().endswith("\n")):
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{log.read_text().split()[0]}", processes[-1], log
+
+    yield start
+    for process in processes:
+        process.kill()
 
 
 TINY = (

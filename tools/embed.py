@@ -137,4 +137,4 @@ def _number_or_name(text: str) -> int | str:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(main, alike=False)  # tasks share nothing but the table

@@ -22,8 +22,7 @@ from astropt_ds.convert.load import save_model
 from astropt_ds.data.centre import decode_centre
 from astropt_ds.data.decode import decode
 from astropt_ds.embedding.job import EmbedJob
-from astropt_ds.embedding.reader import Reader
-from astropt_ds.embedding.run import embed, make_embedder, prepare
+from astropt_ds.embedding.run import embed, make_embedder, open_reader, prepare
 from astropt_ds.errors import UserError
 from astropt_ds.flops import embedding_flops
 from astropt_ds.ingest.job import Job
@@ -169,7 +168,7 @@ def _table(job: EmbedJob) -> Work:
 def _steady(job: EmbedJob) -> Iterator[Work]:
     """From tar to embeddings, once all is open and loaded."""
     ready = prepare(job)
-    reader, embedder = Reader(ready.galaxies, ready.view, 0), make_embedder(job, ready)
+    reader, embedder = open_reader(ready), make_embedder(job, ready)
 
     def work() -> int:
         for chunk in reader.read([(0, 0, ready.plan.rows)]):

@@ -196,6 +196,6 @@ def _obituary(process: BaseProcess) -> str:
     code = process.exitcode
     how = f"killed by signal {-code}" if code is not None and code < 0 else f"gone (exit {code})"
     return (
-        f"reading process {process.pid} was {how}; where memory ran out, fewer data.workers help: "
-        "the same command goes on from the last checkpoint"
+        f"reading process {process.pid} was {how}; where memory ran out, fewer workers help: "
+        "the same command goes on from what is saved"
     )

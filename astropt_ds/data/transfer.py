@@ -49,11 +49,15 @@ def open_transfer(url: str) -> Transfer:
 
 class _FileSystem:
     def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._connect()
+
+    def _connect(self) -> None:
         import fsspec
 
-        self.url = url.rstrip("/")
+        self._process, url = os.getpid(), self.url
         try:
-            self.system, self.root = fsspec.core.url_to_fs(self.url, **_options(url))
+            self.system, self.root = fsspec.core.url_to_fs(url, **_options(url))
         except (ImportError, ValueError) as error:
             raise UserError(
                 f"data.path={url}: {' '.join(str(error).split())}; "
@@ -67,6 +71,8 @@ class _FileSystem:
         return f"{self.url}/{name}"
 
     def fetch(self, name: str, path: Path) -> None:
+        if self._process != os.getpid():
+            self._connect()  # a fork has none of the threads that serve the connections
         self.system.get_file(f"{self.root}/{name}", str(path))
 
 

@@ -60,8 +60,7 @@ class Embedder:
         self.precision = find_precision(precision, self.device)
         self._layers = () if layer is None else (layer,) if isinstance(layer, int | str) else layer
         self._pooling, self._tokens, self._batch = pooling, tokens, batch
-        if batch != "auto" and (not isinstance(batch, int) or batch < 1):
-            raise UserError(f"--batch {batch}: auto, or 1 or more, would be right")
+        check_batch(batch)
         if not isinstance(model, AstroPT):
             model = load_model(model)
         self.config, dtype = model.config, DTYPES[self.precision]
@@ -181,6 +180,12 @@ class Embedder:
                 x = block(x)
             states.append(x)
         return states
+
+
+def check_batch(batch: int | str) -> None:
+    """See that it is a number of images, or auto; raises UserError."""
+    if batch != "auto" and (not isinstance(batch, int) or batch < 1):
+        raise UserError(f"--batch {batch}: auto, or 1 or more, would be right")
 
 
 def find_device(name: str) -> torch.device:

@@ -10,8 +10,7 @@ from contextlib import closing
 import torch
 
 from astropt_ds.embedding.job import EmbedJob
-from astropt_ds.embedding.reader import Reader, find_workers
-from astropt_ds.embedding.run import Prepared, make_embedder, prepare
+from astropt_ds.embedding.run import Prepared, make_embedder, open_reader, prepare
 
 TRIAL_S = 10.0  # that galaxies are embedded on trial, about
 BYTES = {"float32": 4, "float16": 2}
@@ -25,7 +24,7 @@ def estimate(job: EmbedJob) -> Iterator[str]:
     """
     ready = prepare(job)
     plan, recipe = ready.plan, ready.recipe
-    yield f"{plan.rows:,} galaxies of {ready.galaxies.what}, in {plan.parts:,} parts"
+    yield f"{plan.rows:,} galaxies of {ready.galaxies.what}, {plan.parts:,} parts"
     if ready.galaxies.missing:
         yield f"{len(ready.galaxies.missing):,} of the ids asked for are not in it"
     share = plan.rows / ready.galaxies.rows
@@ -37,8 +36,7 @@ def estimate(job: EmbedJob) -> Iterator[str]:
 def _trial(job: EmbedJob, ready: Prepared) -> Iterator[str]:
     """How long it takes, by some seconds of it."""
     plan = ready.plan
-    workers = find_workers(job.workers, ready.device.type)
-    with closing(Reader(ready.galaxies, ready.view, workers)) as reader:
+    with closing(open_reader(ready)) as reader:
         embedder = make_embedder(job, ready)
         start, done = 0.0, 0
         for chunk in reader.read([(0, 0, plan.rows)]):

@@ -163,7 +163,8 @@ def _kind(paths: Sequence[Path]) -> str:
         return found.most_common(1)[0][0]
     known = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
     raise UserError(
-        f"--data {' '.join(map(str, paths))}: neither shards (no {MANIFEST}) nor files {known}"
+        f"--data {' '.join(map(str, paths))}: neither shards (no {MANIFEST}, which "
+        f"tools/verify_shards.py --index makes for tar files) nor files {known}"
     )
 
 

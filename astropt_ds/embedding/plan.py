@@ -99,7 +99,7 @@ def agree(folder: Path, plan: Plan, claims: Claims) -> Plan:
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Values by option, those of an option that has several by its name and theirs."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= {f"{key} ({name})": item for name, item in value.items()}

@@ -18,7 +18,13 @@ import astropt_ds
 from astropt_ds.convert.load import build, open_model
 from astropt_ds.embedding.audit import finish, verdict
 from astropt_ds.embedding.claims import Claims
-from astropt_ds.embedding.embedder import Embedder, find_device, find_precision, weights_hash
+from astropt_ds.embedding.embedder import (
+    Embedder,
+    check_batch,
+    find_device,
+    find_precision,
+    weights_hash,
+)
 from astropt_ds.embedding.galaxies import Galaxies
 from astropt_ds.embedding.job import EmbedJob, open_galaxies
 from astropt_ds.embedding.parts import Parts
@@ -53,6 +59,7 @@ class Prepared:
     plan: Plan
     device: torch.device
     precision: str
+    workers: int
 
 
 def embed(job: EmbedJob, say: Callable[[str], None] = print) -> TableManifest:
@@ -86,9 +93,8 @@ def _embed(job: EmbedJob, ready: Prepared, say: Callable[[str], None]) -> TableM
     plan = agree(job.output, ready.plan, claims)
     parts = Parts(job.output, job.file_format)
     ranks, rank = _tasks()
-    workers = find_workers(job.workers, ready.device.type)
     # its processes are forked before this one starts threads
-    with closing(Reader(ready.galaxies, ready.view, workers)) as reader, claims, _stoppable():
+    with closing(open_reader(ready)) as reader, claims, _stoppable():
         embedder = make_embedder(job, ready)
         start = plan.parts * rank // ranks
         task = Task(plan, parts, claims, reader, embedder, ready.recipe, job.dtype, start)
@@ -113,6 +119,8 @@ def prepare(job: EmbedJob) -> Prepared:
         raise UserError(f"--limit {job.limit}: 1 or more would be right")
     device = find_device(job.device)
     precision = find_precision(job.precision, device)
+    workers = find_workers(job.workers, device.type)
+    check_batch(job.batch)
     source = open_model(job.model)
     galaxies = open_galaxies(job)
     channels = source.model.images.channels
@@ -165,7 +173,12 @@ def prepare(job: EmbedJob) -> Prepared:
     FORMATS[job.file_format].check(table_schema({}, recipe.columns, job.dtype, facts))
     part_rows = rows_of_a_part(rows, 4 * recipe.values)
     plan = Plan(asked, rows, part_rows, types, facts)
-    return Prepared(galaxies, model, recipe, view, plan, device, precision)
+    return Prepared(galaxies, model, recipe, view, plan, device, precision, workers)
+
+
+def open_reader(ready: Prepared) -> Reader:
+    """What reads the galaxies; its processes are forked."""
+    return Reader(ready.galaxies, ready.view, ready.workers)
 
 
 def make_embedder(job: EmbedJob, ready: Prepared) -> Embedder:
@@ -229,7 +242,7 @@ def _description(job: EmbedJob, ready: Prepared, plan: Plan) -> str:
     recipe, view = ready.recipe, ready.view
     layers = ", ".join(map(str, recipe.layers))
     return (
-        f"{plan.rows:,} galaxies of {ready.galaxies.what} in {plan.parts} parts: {recipe.pooling} "
+        f"{plan.rows:,} galaxies of {ready.galaxies.what} ({plan.parts} parts): {recipe.pooling} "
         f"over the first {recipe.tokens} of {view.whole.tokens} tokens after block {layers} (of 0 "
         f"to {ready.model.config.layers - 1}), {ready.precision} on {ready.device}"
     )

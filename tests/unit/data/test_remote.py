@@ -34,24 +34,6 @@ def tiny(shards):
     return (*TINY, f"data.path={shards}")
 
 
-@pytest.fixture
-def serve(shards, tmp_path):
-    """Start web servers of a folder: ``serve(folder, fault)`` gives (url, process, log)."""
-    processes = []
-
-    def start(folder=shards, fault="none"):
-        log = tmp_path / f"server-{len(processes)}.log"
-        command = [sys.executable, REPOSITORY / "tests" / "server.py", folder, log, fault]
-        processes.append(subprocess.Popen(command))
-        while not (log.exists() and log.read_text().endswith("\n")):
-            time.sleep(0.02)
-        return f"http://127.0.0.1:{log.read_text().split()[0]}", processes[-1], log
-
-    yield start
-    for process in processes:
-        process.kill()
-
-
 def loaders(tiny, ranks, *overrides):
     found = [Galaxies(load_config("1m", [*tiny, *overrides])) for _ in range(ranks)]
     for rank, loader in enumerate(found):

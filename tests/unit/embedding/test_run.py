@@ -175,6 +175,16 @@ def test_a_missing_shard_is_counted_and_tried_again_when_it_is_there(job, copied
     assert sorted(table["id"]) == sorted(expected) and not failures_of(job())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_remote_shards_are_embedded_through_a_small_cache(job, serve, tmp_path, expected, workers):
+    url, *_ = serve()
+    remote = {"data": (url,), "cache": str(tmp_path / "cache"), "cache_gb": 0.001}
+    table = table_of(job(**remote, workers=workers))
+    assert sorted(table["id"]) == sorted(expected)
+    with pytest.raises(UserError, match="--cache-gb 1e-05: .* would be right"):
+        embed(job(**{**remote, "cache_gb": 1e-5}), quiet)
+
+
 def test_images_of_other_sizes_are_counted_by_reason(job, tmp_path):
     write_images(tmp_path / "stamps", 20, 64)
     small = tmp_path / "stamps" / "images" / "00003.jpg"
