@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file
-from astropt_ds.table.formats import FORMATS, text_widths
+from astropt_ds.table.formats import FORMATS, Files, text_widths
 from astropt_ds.table.index import write_index
 from astropt_ds.table.manifest import PartEntry, TableManifest
 from astropt_ds.table.schema import table_schema
@@ -96,6 +96,6 @@ def write_table(folder: Path, parts: Iterable[pa.Table]) -> Iterator[int]:
         size, digest = path.stat().st_size, sha256_file(path)
         entries.append(PartEntry(name=path.name, rows=len(part), bytes=size, sha256=digest))
         yield len(part)
-    write_index(folder, [form.open(folder / entry.name) for entry in entries])
+    write_index(folder, Files(form, [folder / entry.name for entry in entries]))
     rows = sum(entry.rows for entry in entries)
     TableManifest(file_format=form.name, rows=rows, asked=rows, parts=entries).save(folder)

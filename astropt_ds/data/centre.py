@@ -29,7 +29,6 @@ class Frame(NamedTuple):
     place: int  # of the height's two bytes in the file
     height: int
     width: int
-    mcu: int  # rows that are coded together
 
 
 def decode_centre(
@@ -76,8 +75,7 @@ def _upper_rows(
     data: bytes, frame: Frame, side: int, buffer: np.ndarray | None
 ) -> np.ndarray | None:
     """The rows down to those of the centre, or None where all of the file is wanted for them."""
-    needed = (frame.height - side) // 2 + side + MARGIN
-    rows = -(-needed // frame.mcu) * frame.mcu
+    rows = (frame.height - side) // 2 + side + MARGIN
     if rows >= frame.height:
         return None
     lowered = data[: frame.place] + struct.pack(">H", rows) + data[frame.place + 2 :]
@@ -106,8 +104,7 @@ def _frame(data: bytes) -> Frame | None:
                 return None
             if marker in SEQUENTIAL:
                 _, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-                factors = data[at + 11 : at + 11 + 3 * components : 3]
-                frame = Frame(at + 5, height, width, 8 * max(factor & 15 for factor in factors))
+                frame = Frame(at + 5, height, width)
             if marker == START_OF_SCAN:
                 whole = components == 3 == data[at + 4]  # all of three colours in this scan
                 return frame if whole else None

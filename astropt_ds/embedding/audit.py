@@ -14,6 +14,7 @@ from astropt_ds.embedding.claims import Claims
 from astropt_ds.embedding.parts import RECORDS, Parts, Record
 from astropt_ds.embedding.plan import Plan
 from astropt_ds.errors import UserError
+from astropt_ds.table.formats import Files
 from astropt_ds.table.index import write_index
 from astropt_ds.table.manifest import FORMAT, MANIFEST, PartEntry, TableManifest
 
@@ -81,7 +82,7 @@ def verdict(manifest: TableManifest, folder: Path) -> None:
 
 def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
     reasons: Counter[str] = Counter()
-    entries, stored = [], []
+    entries, files = [], []
     unreachable = 0
     partial = parts.folder / f"{FAILURES}.partial"
     with partial.open("w", newline="", errors="backslashreplace") as output:
@@ -89,22 +90,22 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
         listed.writerow(("id", "file", "reason"))
         for part, record in _records(plan, parts):
             file = parts.file(part)
-            table = parts.format.open(file)
-            if table.rows != record.rows:
-                raise UserError(f"{file}: {table.rows} rows, not the {record.rows} of its record")
+            rows = parts.format.open(file).rows
+            if rows != record.rows:
+                raise UserError(f"{file}: {rows} rows, not the {record.rows} of its record")
             entries.append(
                 PartEntry(
                     name=file.name, rows=record.rows, bytes=record.bytes, sha256=record.sha256
                 )
             )
-            stored.append(table)
+            files.append(file)
             listed.writerows(failure[:3] for failure in record.failures)
             reasons.update(_kind(failure.reason) for failure in record.failures)
             unreachable += record.unreachable
         listed.writerows((identifier, "", MISSING) for identifier in missing)
         reasons.update({MISSING: len(missing)} if missing else {})
     partial.replace(parts.folder / FAILURES)
-    duplicates = write_index(parts.folder, stored)
+    duplicates = write_index(parts.folder, Files(parts.format, files))
     counted = dict(reasons.most_common(REASONS))
     if rest := reasons.total() - sum(counted.values()):
         counted["others"] = rest

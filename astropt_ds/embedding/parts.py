@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from astropt_ds.embedding.galaxies import Failure
-from astropt_ds.files import replace_durably, sha256_file, sync_file, sync_folder
+from astropt_ds.files import sha256_file, sync_file, sync_folder, write_durably
 from astropt_ds.table.formats import FORMATS, text_widths
 
 RECORDS = "_parts"
@@ -97,7 +98,8 @@ class Parts:
         if self._record(part).exists():
             return
         path = self.file(part)
-        partial = path.with_name(f"_{path.stem}.{os.getpid()}{path.suffix}")
+        mine = uuid.uuid4().hex  # should another task be at the same part after all
+        partial = path.with_name(f"_{path.stem}.{mine}{path.suffix}")
         try:
             widths = text_widths(table)
             with self.format.create(partial, table.schema, table.num_rows, widths) as writer:
@@ -109,7 +111,10 @@ class Parts:
             partial.unlink(missing_ok=True)
         sync_folder(self.folder)
         record = Record(table.num_rows, size, digest, list(failures))
-        replace_durably(self._record(part), json.dumps(asdict(record)))
+        partial = self.folder / RECORDS / f"{path.stem}.{mine}.partial"
+        write_durably(partial, json.dumps(asdict(record)))
+        partial.rename(self._record(part))
+        sync_folder(partial.parent)
 
     def sweep(self) -> None:
         """Remove what tasks that were killed have left half written."""

@@ -248,6 +248,10 @@ def _description(job: EmbedJob, ready: Prepared, plan: Plan) -> str:
     )
 
 
+class _Stop(BaseException):
+    """A signal came. No error of an image: whoever puts up with those must let it pass."""
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """A scheduler's signal ends the work in good order: others take over at once."""
@@ -255,11 +259,13 @@ def _stoppable() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         for signal_number in SIGNALS:
             signal.signal(signal_number, signal.SIG_IGN)
-        raise RunAgain(f"{signal.Signals(number).name}: the same command goes on from here")
+        raise _Stop(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
+    except _Stop as stopped:
+        raise RunAgain(f"{stopped}: the same command goes on from here") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -110,11 +110,11 @@ class Task:
             part = (self.start + number) % count
             if part in done or not self.claims.take(self.parts.name(part)):
                 continue
-            # it may have been finished since
-            if part in self._again:
-                self._again.discard(part)
+            again = part in self._again and self.parts.is_to_be_done_again(part)
+            self._again.discard(part)
+            if again:
                 self.parts.reopen(part)
-            elif self.parts.record(part):
+            elif self.parts.record(part):  # another task has finished it since
                 self.claims.release(self.parts.name(part))
                 continue
             yield part, *self.plan.bounds(part)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file, staged, sync_file
-from astropt_ds.table.formats import FORMATS, Format, Stored, text_widths
+from astropt_ds.table.formats import FORMATS, Files, Format, Stored, text_widths
 from astropt_ds.table.index import write_index
 from astropt_ds.table.manifest import MANIFEST, PartEntry, TableManifest
 from astropt_ds.table.read import chosen, open_parts
@@ -82,7 +82,7 @@ def _write_parts(
         _write([part], path, form, names)
         size, digest = path.stat().st_size, sha256_file(path)
         entries.append(PartEntry(name=path.name, rows=part.rows, bytes=size, sha256=digest))
-    duplicates = write_index(folder, [form.open(folder / entry.name) for entry in entries])
+    duplicates = write_index(folder, Files(form, [folder / entry.name for entry in entries]))
     if (table / MANIFEST).is_file():
         manifest = TableManifest.load(table)
     else:

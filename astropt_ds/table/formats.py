@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,24 @@ class Format(Protocol):
 FORMATS: dict[str, Format] = {
     form.name: form for form in (Parquet(), Fits(), HDF5(), Arrow(), Npy())
 }
+
+
+class Files(Sequence[Stored]):
+    """The files of a table, each opened anew when it is asked for: there may be very many.
+
+    Args:
+        form: of all of them.
+        paths: of each.
+    """
+
+    def __init__(self, form: Format, paths: Sequence[Path]) -> None:
+        self._form, self._paths = form, paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._form.open(self._paths[number])
 
 
 def format_of(path: Path) -> Format:

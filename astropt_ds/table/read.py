@@ -12,7 +12,7 @@ import pyarrow as pa
 from astropt_ds.errors import UserError
 from astropt_ds.extras import optional
 from astropt_ds.ids import text_of
-from astropt_ds.table.formats import FORMATS, Stored, format_of
+from astropt_ds.table.formats import FORMATS, Files, format_of
 from astropt_ds.table.index import Index
 from astropt_ds.table.manifest import TableManifest
 from astropt_ds.table.schema import ID, embeddings_of, facts_of
@@ -69,8 +69,8 @@ def chosen(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> list
     return names
 
 
-def open_parts(path: Path) -> list[Stored]:
-    """The files of a table.
+def open_parts(path: Path) -> Files:
+    """The files of a table, one at least.
 
     Raises:
         UserError: there is none, or not all of it.
@@ -80,13 +80,13 @@ def open_parts(path: Path) -> list[Stored]:
             f"{path}: does not exist; the folder that tools/embed.py wrote would be right"
         )
     if path.is_file():
-        return [format_of(path).open(path)]
+        return Files(format_of(path), [path])
     manifest = TableManifest.load(path)
     form = FORMATS[manifest.file_format]
-    return [form.open(path / part.name) for part in manifest.parts]
+    return Files(form, [path / part.name for part in manifest.parts])
 
 
-def _rows_of(path: Path, stored: list[Stored], ids: list[str], names: list[str] | None) -> pa.Table:
+def _rows_of(path: Path, stored: Files, ids: list[str], names: list[str] | None) -> pa.Table:
     """The rows of some ids, in their order."""
     if path.is_dir():
         places, found = Index(path).find(ids)

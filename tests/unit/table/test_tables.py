@@ -1,5 +1,6 @@
 """Tables of many parts: found by id, read in any kind, exported whole or not at all."""
 
+import resource
 import subprocess
 import sys
 
@@ -161,6 +162,20 @@ def test_a_table_goes_to_any_format_and_back_in_parts_and_as_one_file(table, nam
         assert read_embeddings(path, kind="arrow").to_pydict() == expected
         assert read_embeddings(path, ids=["g800", "g5"])["n"].tolist() == [800, 5]
     assert len(list((tmp_path / "parts").glob(f"part-*{suffix}"))) == 3
+
+
+def test_a_table_may_have_more_parts_than_a_process_may_open_files(tmp_path):
+    pieces = [piece(n, n + 1) for n in range(300)]
+    make(tmp_path / "table", pieces)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+    try:
+        assert read_embeddings(tmp_path / "table")["n"].tolist() == list(range(300))
+        found = read_embeddings(tmp_path / "table", ids=[f"g{n}" for n in range(300)])
+        assert found["n"].tolist() == list(range(300))
+        assert export(tmp_path / "table", tmp_path / "parts", "arrow") == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_columns_may_be_left_out_of_an_export(table, tmp_path):
