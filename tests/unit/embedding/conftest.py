@@ -9,7 +9,7 @@ import torch
 
 from astropt_ds import save_model
 from astropt_ds.config_source import load_config
-from astropt_ds.embedding import plan
+from astropt_ds.embedding import plan, reader
 from astropt_ds.embedding.job import EmbedJob
 from astropt_ds.model import AstroPT
 
@@ -41,8 +41,9 @@ def model_folder(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def many_parts(monkeypatch) -> None:
-    """Parts of 16 galaxies: small surveys have several."""
+    """Parts of 16 galaxies, read five at a time: small surveys have several of both."""
     monkeypatch.setattr(plan, "LEAST_ROWS", 16)
+    monkeypatch.setattr(reader, "CHUNK", 5)
 
 
 @pytest.fixture
