@@ -21,6 +21,7 @@ from astropt_ds.table.schema import ID
 INDEX = "_index.npy"
 ROW = np.dtype([("hash", "<u8"), ("part", "<u4"), ("row", "<u4")])
 BUCKET_ROWS = 2_000_000  # sorted in memory at once, about
+MOST_BITS = 9  # 512 buckets: files that are open at once
 LISTED = 100  # duplicated ids that are named
 
 
@@ -56,7 +57,7 @@ def write_index(folder: Path, parts: Sequence[Ids]) -> Duplicates:
         parts: in their order; 4e9 rows each at most.
     """
     total = sum(part.rows for part in parts)
-    bits = max(0, (total // BUCKET_ROWS).bit_length())
+    bits = min(MOST_BITS, (total // BUCKET_ROWS).bit_length())
     found = Duplicates()
     partial = folder / f"{INDEX}.partial"
     with tempfile.TemporaryDirectory(prefix="_index-", dir=folder) as scratch:
@@ -117,19 +118,16 @@ def _deal_out(parts: Sequence[Ids], scratch: Path, bits: int) -> None:
 
 
 def _add_duplicates(rows: np.ndarray, parts: Sequence[Ids], found: Duplicates) -> None:
-    """Count rows whose hash equals their neighbour's, and whose id does, too."""
+    """Count the ids of a bucket that are there again: all rows of an id are in the same one."""
     same = np.flatnonzero(rows["hash"][1:] == rows["hash"][:-1])
-    for place in same.tolist():
-        before, after = (_id_at(rows[place + i], parts) for i in (0, 1))
-        if before == after:
-            found.count += 1
-            if len(found.ids) < LISTED and after not in found.ids:
-                found.ids.append(after)
-
-
-def _id_at(row: np.ndarray, parts: Sequence[Ids]) -> str:
-    table = parts[int(row["part"])].read([ID], np.array([row["row"]], np.int64))
-    return str(table[ID][0].as_py())
+    suspects = rows[np.union1d(same, same + 1)]
+    ids: list[str] = []
+    for part in np.unique(suspects["part"]).tolist():
+        here = np.sort(suspects["row"][suspects["part"] == part]).astype(np.int64)
+        ids += parts[part].read([ID], here)[ID].to_pylist()
+    counts = pd.Series(ids, dtype=object).value_counts(sort=False)
+    found.count += int((counts - 1).sum())
+    found.ids += sorted(map(str, counts.index[counts > 1]))[: LISTED - len(found.ids)]
 
 
 def _bucket(scratch: Path, number: int) -> Path:
