@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from astropt_ds.errors import UserError
@@ -121,7 +122,10 @@ def _as_kind(table: pa.Table, kind: str) -> Any:
         return table
     shapes, facts = embeddings_of(table.schema), facts_of(table.schema)
     if kind == "pandas":
-        frame = table.drop_columns(list(shapes)).to_pandas(ignore_metadata=True)
+        # integers with gaps keep their digits: as floats they would lose those beyond 2 ** 53
+        keep = {pa.int64(): pd.Int64Dtype()}.get
+        plain = table.drop_columns(list(shapes))
+        frame = plain.to_pandas(ignore_metadata=True, types_mapper=keep)
         for name, values in _arrays(table, shapes).items():
             frame[name] = list(values)
         frame = frame[table.column_names]

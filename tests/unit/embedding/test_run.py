@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow.dataset as ds
 import pytest
 
@@ -149,9 +150,9 @@ def test_columns_come_from_labels_and_catalogue_by_id(job, tmp_path, expected):
         assert row.number == int(identifier[1:])
         if n < 100:
             assert row.ra == n and row.dec == pytest.approx(n / 7)
-            assert np.isnan(row.mag) if n % 2 else row.mag == n
+            assert pd.isna(row.mag) if n % 2 else row.mag == n
         else:
-            assert np.isnan(row.ra) and np.isnan(row.mag)
+            assert np.isnan(row.ra) and pd.isna(row.mag)
 
 
 def test_a_flipped_byte_is_a_failure_and_never_another_embedding(job, copied, expected):
