@@ -97,7 +97,10 @@ class Beside:
 
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns, by their names in the table."""
-        return {str(name): _type_of(column) for name, column in self._table.items()}
+        return {
+            str(name): pa.float64() if name in SKY else _type_of(column)
+            for name, column in self._table.items()
+        }
 
     def cells(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """What is known of each galaxy; nulls where the catalogue has no row."""
