@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from astropt_ds.errors import UserError
@@ -12,8 +13,10 @@ from astropt_ds.files import sha256_file, staged, sync_file
 from astropt_ds.table.formats import FORMATS, Files, Format, Stored, text_widths
 from astropt_ds.table.index import write_index
 from astropt_ds.table.manifest import MANIFEST, PartEntry, TableManifest
-from astropt_ds.table.read import chosen, open_parts
-from astropt_ds.table.schema import ID, facts_of
+from astropt_ds.table.read import chosen, open_parts, schema_of
+from astropt_ds.table.schema import ID, facts_of, row_bytes
+
+PIECE_ROWS, PIECE_BYTES = 16_384, 64_000_000  # of embeddings, that are in memory at once
 
 
 def export(
@@ -35,7 +38,8 @@ def export(
             written.
     """
     stored = open_parts(table)
-    names = chosen(table, stored[0].schema, columns) or stored[0].schema.names
+    whole = schema_of(table, stored)
+    schema = _select(whole, chosen(table, whole, columns) or whole.names)
     suffixes = {form.suffix: form for form in FORMATS.values()}
     single = suffixes.get(output.suffix)
     if single and file_format not in (None, single.name):
@@ -46,47 +50,54 @@ def export(
     try:
         with staged(output) as staging:
             if single:
-                _write(stored, staging, single, names)
+                _write(stored, staging, single, schema)
             else:
                 staging.mkdir()
-                _write_parts(table, stored, staging, FORMATS[str(file_format)], names)
+                _write_parts(table, stored, staging, FORMATS[str(file_format)], schema)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--output {output}: cannot be written ({reason})") from None
     return sum(part.rows for part in stored)
 
 
-def _write(stored: Sequence[Stored], path: Path, form: Format, names: list[str]) -> None:
+def _write(stored: Sequence[Stored], path: Path, form: Format, schema: pa.Schema) -> None:
     """Files as one file."""
-    schema = _select(stored[0].schema, names)
     form.check(schema)
     widths: dict[str, int] = {}
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
-    for part in stored:  # some formats must know beforehand how long texts are
-        for name, width in text_widths(part.read(texts)).items():
+    for piece in _pieces(stored, texts):  # some formats must know beforehand how long texts are
+        for name, width in text_widths(piece).items():
             widths[name] = max(width, widths.get(name, 1))
     rows = sum(part.rows for part in stored)
     with form.create(path, schema, rows, widths) as writer:
-        for part in stored:
-            writer.write(part.read(names).cast(schema))
+        for piece in _pieces(stored, schema.names):
+            writer.write(piece.cast(schema))
     sync_file(path)
 
 
+def _pieces(stored: Sequence[Stored], names: list[str]) -> Iterator[pa.Table]:
+    """Some columns of all rows, no more at once than fit in memory: a file may hold them all."""
+    for part in stored:
+        step = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, row_bytes(part.schema))))
+        for first in range(0, part.rows, step):
+            yield part.read(names, np.arange(first, min(part.rows, first + step)))
+
+
 def _write_parts(
-    table: Path, stored: Sequence[Stored], folder: Path, form: Format, names: list[str]
+    table: Path, stored: Sequence[Stored], folder: Path, form: Format, schema: pa.Schema
 ) -> None:
     """Each file as one of another format, with an index and a manifest."""
     entries = []
     for number, part in enumerate(stored):
         path = folder / f"part-{number:06d}{form.suffix}"
-        _write([part], path, form, names)
+        _write([part], path, form, schema)
         size, digest = path.stat().st_size, sha256_file(path)
         entries.append(PartEntry(name=path.name, rows=part.rows, bytes=size, sha256=digest))
     duplicates = write_index(folder, Files(form, [folder / entry.name for entry in entries]))
     if (table / MANIFEST).is_file():
         manifest = TableManifest.load(table)
     else:
-        rows, facts = sum(part.rows for part in stored), facts_of(stored[0].schema)
+        rows, facts = sum(part.rows for part in stored), facts_of(schema)
         manifest = TableManifest(
             file_format=form.name, rows=rows, asked=rows, facts=facts, parts=[]
         )

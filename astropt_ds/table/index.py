@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from astropt_ds.errors import UserError, one_line
 from astropt_ds.files import sync_file
 from astropt_ds.table.schema import ID
 
@@ -80,10 +81,20 @@ class Index:
 
     Args:
         folder: of the table.
+
+    Raises:
+        UserError: it has none.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._rows = np.load(folder / INDEX, mmap_mode="r")
+        path = folder / INDEX
+        try:
+            self._rows = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({one_line(error)}); tools/export_embeddings.py makes a "
+                "table that has one"
+            ) from None
 
     def find(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Rows that may hold some ids: others have the same hash once in 1e19 pairs.

@@ -34,7 +34,7 @@ class TableManifest(BaseModel):
         asked: galaxies that were to have one.
         failures: how many have none, by reason.
         unreachable: of those, how many could not be looked at, and may be another time.
-        duplicates: rows whose id another row has, too.
+        duplicates: rows beyond the first of each id.
         duplicated: some of those ids.
         facts: how the embeddings were made.
     """

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from astropt_ds.errors import UserError
-from astropt_ds.table.schema import embeddings_of
+from astropt_ds.errors import UserError, one_line
+from astropt_ds.table.schema import ID, row_bytes
 
 GROUP_BYTES = 64_000  # of embeddings in a row group: what reading a single row costs
 
@@ -29,21 +29,16 @@ class Parquet:
         self, path: Path, schema: pa.Schema, rows: int, widths: Mapping[str, int]
     ) -> Iterator[ParquetRows]:
         """A new file."""
-        embeddings = embeddings_of(schema)
-        row_bytes = sum(
-            schema.field(name).type.list_size * schema.field(name).type.value_type.bit_width // 8
-            for name in embeddings
-        )
-        texts = [f.name for f in schema if f.name not in embeddings and f.name != "id"]
+        texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name != ID]
         with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts) as writer:
-            yield ParquetRows(writer, max(1, GROUP_BYTES // max(1, row_bytes)))
+            yield ParquetRows(writer, max(1, GROUP_BYTES // max(1, row_bytes(schema))))
 
     def open(self, path: Path) -> StoredParquet:
         """A file."""
         try:
-            return StoredParquet(pq.ParquetFile(path))
+            return StoredParquet(path, pq.ParquetFile(path))
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+            raise UserError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
 class ParquetRows:
@@ -60,15 +55,11 @@ class ParquetRows:
 class StoredParquet:
     """A file, opened for reading."""
 
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self._file = file
+    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+        self._path, self._file = path, file
         counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         self._starts = np.cumsum([0, *counts])
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the table that was written."""
-        return self._file.schema_arrow
+        self.schema: pa.Schema = file.schema_arrow  # of the table that was written
 
     @property
     def rows(self) -> int:
@@ -76,14 +67,20 @@ class StoredParquet:
         return int(self._starts[-1])
 
     def read(self, columns: list[str] | None = None, rows: np.ndarray | None = None) -> pa.Table:
-        """Some columns of some rows, in the order asked for; all if None."""
-        if rows is None:
-            return self._file.read(columns)
-        groups = np.searchsorted(self._starts, rows, side="right") - 1
-        wanted, place = np.unique(groups, return_inverse=True)
-        if not len(wanted):
-            return self._file.schema_arrow.empty_table().select(columns or self.schema.names)
-        table = self._file.read_row_groups(wanted.tolist(), columns)
+        """Some columns of some rows, in the order asked for; all if None.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        names = self.schema.names if columns is None else columns
+        try:
+            if rows is None:
+                return self._file.read(names).select(names)
+            groups = np.searchsorted(self._starts, rows, side="right") - 1
+            wanted, place = np.unique(groups, return_inverse=True)
+            table = self._file.read_row_groups(wanted.tolist(), names).select(names)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self._path}: cannot be read ({one_line(error)})") from None
         # where each group begins in what was read
         begins = np.cumsum([0, *np.diff(self._starts)[wanted]])[:-1]
-        return table.take(pa.array(begins[place] + rows - self._starts[groups]))
+        return table.take(pa.array(begins[place] + rows - self._starts[groups], pa.int64()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pyarrow as pa
 from astropt_ds.errors import UserError
 from astropt_ds.extras import optional
 from astropt_ds.ids import text_of
+from astropt_ds.table.arrays import to_array
 from astropt_ds.table.formats import FORMATS, Files, format_of
 from astropt_ds.table.index import Index
 from astropt_ds.table.manifest import TableManifest
-from astropt_ds.table.schema import ID, embeddings_of, facts_of
+from astropt_ds.table.schema import FACTS, ID, embeddings_of, facts_of
 
 KINDS = ("pandas", "astropy", "numpy", "arrow")
 
@@ -39,21 +41,38 @@ def read_embeddings(
         ``pandas``: a DataFrame whose embeddings are arrays, one a cell, with what is said of the
         table in ``attrs``. ``astropy``: a Table whose embeddings are columns of shape (rows,
         width) or (rows, tokens, width), with that in ``meta``. ``numpy``: a structured array with
-        fields of these shapes. ``arrow``: a Table whose embeddings are lists, flattened.
+        fields of these shapes; what is missing is an empty text, NaN, or the smallest integer.
+        ``arrow``: a Table whose embeddings are lists, flattened.
 
     Raises:
-        UserError: there is no such table, column or id, or the table is not complete.
+        UserError: there is no such table, column or id, or the table is not complete; a
+            truth value is missing and numpy is asked for.
     """
     if kind not in KINDS:
         raise UserError(f"kind={kind!r}: one of {', '.join(KINDS)} would be right")
     path = Path(path)
     stored = open_parts(path)
-    names = chosen(path, stored[0].schema, columns)
+    schema = schema_of(path, stored)
+    names = chosen(path, schema, columns)
     if ids is None:
         table = pa.concat_tables([part.read(names) for part in stored])
     else:
         table = _rows_of(path, stored, [text_of(i) for i in ids], names)
-    return _as_kind(table, kind)
+    return _as_kind(table.replace_schema_metadata(schema.metadata), kind)
+
+
+def schema_of(path: Path, stored: Files) -> pa.Schema:
+    """The schema of a table, which says of itself what its manifest does: npy has no room for it.
+
+    Raises:
+        UserError: it is no table of embeddings.
+    """
+    schema: pa.Schema = stored[0].schema
+    if ID not in schema.names:
+        raise UserError(f"{path}: no table of embeddings: it has no column {ID!r}")
+    if path.is_file():
+        return schema
+    return schema.with_metadata({FACTS: json.dumps(TableManifest.load(path).facts).encode()})
 
 
 def chosen(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> list[str] | None:
@@ -83,7 +102,12 @@ def open_parts(path: Path) -> Files:
     if path.is_file():
         return Files(format_of(path), [path])
     manifest = TableManifest.load(path)
-    form = FORMATS[manifest.file_format]
+    form = FORMATS.get(manifest.file_format)
+    if form is None:
+        known = ", ".join(FORMATS)
+        raise UserError(f"{path}: has parts of {manifest.file_format!r}; {known} would be right")
+    if not manifest.parts:
+        raise UserError(f"{path}: holds no galaxies")
     return Files(form, [path / part.name for part in manifest.parts])
 
 
@@ -132,16 +156,17 @@ def _as_kind(table: pa.Table, kind: str) -> Any:
         frame.attrs = facts
         return frame
     arrays = _arrays(table, shapes)
-    for name in table.column_names:
-        if name not in arrays:
-            arrays[name] = table[name].to_numpy()
     if kind == "astropy":
+        for name in table.column_names:
+            if name not in arrays:
+                arrays[name] = table[name].to_numpy()
         return _astropy(table, arrays, facts)
-    fields = []
+    fields: list[Any] = []
     for name in table.column_names:
-        values = arrays[name]
-        if values.dtype == object and pa.types.is_string(table.schema.field(name).type):
-            arrays[name] = values = np.array(["" if v is None else v for v in values], dtype=str)
+        values = to_array(table, name)
+        if values.dtype.kind == "S":
+            values = np.char.decode(values, "utf-8")
+        arrays[name] = values
         fields.append((name, values.dtype, values.shape[1:]))
     rows = np.empty(len(table), fields)
     for name in table.column_names:
@@ -169,7 +194,7 @@ def _astropy(table: pa.Table, arrays: dict[str, np.ndarray], facts: dict[str, An
         values = arrays[name]
         if missing.any() and not pa.types.is_floating(column.type):
             fill = "" if pa.types.is_string(column.type) else 0
-            filled = column.fill_null(fill).to_numpy()
+            filled = column.fill_null(pa.scalar(fill).cast(column.type)).to_numpy()
             values = astropy.MaskedColumn(
                 filled.astype(str) if fill == "" else filled, mask=missing
             )

@@ -53,3 +53,9 @@ def embeddings_of(schema: pa.Schema) -> dict[str, tuple[int, ...]]:
 def facts_of(schema: pa.Schema) -> dict[str, Any]:
     """What a table says of itself."""
     return dict(json.loads((schema.metadata or {}).get(FACTS, b"{}")))
+
+
+def row_bytes(schema: pa.Schema) -> int:
+    """Of the embeddings of a row."""
+    types = [schema.field(name).type for name in embeddings_of(schema)]
+    return sum(kind.list_size * kind.value_type.bit_width // 8 for kind in types)

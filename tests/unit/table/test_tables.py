@@ -84,8 +84,7 @@ def test_every_kind_holds_the_same(table):
     assert isinstance(sky, Table) and sky["embedding"].shape == (1001, 8)
     arrow = read_embeddings(table, kind="arrow")
     assert arrow["n"].to_pylist() == list(range(1001))
-    if not list(table.glob("*.npy"))[1:]:  # npy has no room for them
-        assert frame.attrs == FACTS and sky.meta == FACTS
+    assert frame.attrs == FACTS and sky.meta == FACTS
 
 
 def test_what_is_not_there_is_told_by_name(table, tmp_path):
@@ -176,6 +175,18 @@ def test_a_table_may_have_more_parts_than_a_process_may_open_files(tmp_path):
         assert export(tmp_path / "table", tmp_path / "parts", "arrow") == 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_single_file_is_exported_in_pieces_and_facts_go_along(table, tmp_path, monkeypatch):
+    monkeypatch.setattr("astropt_ds.table.export.PIECE_ROWS", 300)
+    export(table, tmp_path / "one.arrow")
+    with pa.memory_map(str(tmp_path / "one.arrow")) as file:
+        batches = pa.ipc.open_file(file)
+        sizes = [batches.get_batch(i).num_rows for i in range(batches.num_record_batches)]
+    assert sizes == [300, 300, 100, 300, 1]  # the last file has a row
+    export(tmp_path / "one.arrow", tmp_path / "again", "parquet")
+    assert read_embeddings(tmp_path / "again").attrs == FACTS
+    assert read_embeddings(tmp_path / "again")["n"].tolist() == list(range(1001))
 
 
 def test_columns_may_be_left_out_of_an_export(table, tmp_path):
