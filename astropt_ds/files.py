@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,10 +42,25 @@ def replace_durably(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    write_durably(partial, text)
-    os.replace(partial, path)
-    sync_folder(path.parent)
+    with replacing(path) as partial:
+        write_durably(partial, text)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file at, which takes another's place when the block succeeds.
+
+    Its name is nobody else's, should two processes be at the same file, and begins with ``_``, by
+    which readers of data sets know what is no part of one.
+    """
+    partial = path.with_name(f"_{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        sync_file(partial)
+        os.replace(partial, path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from astropt_ds.embedding.claims import Claims
 from astropt_ds.embedding.parts import RECORDS, Parts, Record
 from astropt_ds.embedding.plan import Plan
 from astropt_ds.errors import UserError
+from astropt_ds.files import replacing
 from astropt_ds.table.formats import Files
 from astropt_ds.table.index import write_index
 from astropt_ds.table.manifest import FORMAT, MANIFEST, PartEntry, TableManifest
@@ -84,8 +85,10 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
     reasons: Counter[str] = Counter()
     entries, files = [], []
     unreachable = 0
-    partial = parts.folder / f"{FAILURES}.partial"
-    with partial.open("w", newline="", errors="backslashreplace") as output:
+    with (
+        replacing(parts.folder / FAILURES) as partial,
+        partial.open("w", newline="", errors="backslashreplace") as output,
+    ):
         listed = csv.writer(output)
         listed.writerow(("id", "file", "reason"))
         for part, record in _records(plan, parts):
@@ -104,7 +107,6 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
             unreachable += record.unreachable
         listed.writerows((identifier, "", MISSING) for identifier in missing)
         reasons.update({MISSING: len(missing)} if missing else {})
-    partial.replace(parts.folder / FAILURES)
     duplicates = write_index(parts.folder, Files(parts.format, files))
     counted = dict(reasons.most_common(REASONS))
     if rest := reasons.total() - sum(counted.values()):

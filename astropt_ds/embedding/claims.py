@@ -14,6 +14,8 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +48,8 @@ class Claims:
         """Claim something; False where another task that is alive has it."""
         path = self.folder / name
         if not self._create(path):
-            if not self._lost(path):
-                return False
-            lost = path.with_name(f"{name}.{uuid.uuid4().hex}")
-            try:
-                path.rename(lost)  # of several tasks that find it so, one succeeds
-            except FileNotFoundError:
-                return False
-            lost.unlink(missing_ok=True)
-            if not self._create(path):
+            lost = self._lost(path)
+            if lost is None or not _take_away(path, lost) or not self._create(path):
                 return False
         self._held.add(path)
         return True
@@ -63,7 +58,9 @@ class Claims:
         """Let go of something."""
         path = self.folder / name
         self._held.discard(path)
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if path.read_text() == self._owner:  # or it was taken over
+                path.unlink()
 
     def __enter__(self) -> Claims:
         self._beat.start()
@@ -84,20 +81,21 @@ class Claims:
             file.write(self._owner)
         return True
 
-    def _lost(self, path: Path) -> bool:
+    def _lost(self, path: Path) -> str | None:
+        """What a claim holds whose owner is gone; None where it is not."""
         try:
             text, touched = path.read_text(), path.stat().st_mtime_ns
         except FileNotFoundError:
-            return False  # released this moment
+            return None  # released this moment
         owner = json.loads(text) if text.endswith("}") else None
         if owner and owner["host"] == _host():
-            return not _alive(owner)
+            return None if _alive(owner) else text
         state = (touched, text)
         before, since = self._seen.get(path, (None, 0.0))
         if before != state:
             self._seen[path] = (state, time.monotonic())
-            return False
-        return time.monotonic() - since > self.lost_s
+            return None
+        return text if time.monotonic() - since > self.lost_s else None
 
     def _keep_alive(self) -> None:
         while not self._end.wait(BEAT_S):
@@ -108,15 +106,36 @@ class Claims:
                     continue
 
 
+def _take_away(path: Path, lost: str) -> bool:
+    """Remove a claim that is lost; of several tasks that find it so, one succeeds."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return False
+    if aside.read_text() != lost:  # one was faster, and this is its own claim by now
+        with suppress(FileExistsError):
+            os.link(aside, path)
+        aside.unlink()
+        return False
+    aside.unlink()
+    return True
+
+
+@cache
 def _host() -> str:
-    """This machine since it was started: a name alone may be that of many containers."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"
+    """Where a process number means something: a machine since its start, or a container on it."""
+    parts = [socket.gethostname()]
+    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.is_file():
+        parts += [boot.read_text().strip(), str(processes.readlink())]
+    return " ".join(parts)
 
 
 def _myself() -> dict[str, Any]:
     process = psutil.Process()
-    return {"host": _host(), "pid": process.pid, "started": process.create_time()}
+    me = {"host": _host(), "pid": process.pid, "started": process.create_time()}
+    return {**me, "claims": uuid.uuid4().hex}
 
 
 def _alive(owner: dict[str, Any]) -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from astropt_ds.embedding.galaxies import Failure
-from astropt_ds.files import sha256_file, sync_file, sync_folder, write_durably
+from astropt_ds.files import replace_durably, replacing, sha256_file
 from astropt_ds.table.formats import FORMATS, text_widths
+from astropt_ds.table.index import SCRATCH
 
 RECORDS = "_parts"
+State: TypeAlias = tuple[int, int] | None  # of a record: what changes when it is written anew
 
 
 @dataclass(frozen=True)
@@ -74,52 +77,54 @@ class Parts:
         failures = [Failure(*failure) for failure in values.pop("failures")]
         return Record(**values, failures=failures)
 
-    def is_to_be_done_again(self, part: int) -> bool:
-        """Whether a finished part's file is gone, or galaxies in it could not be looked at."""
-        record = self.record(part)
-        if record is None:
-            return False  # another task has seen to it
-        try:
-            whole = self.file(part).stat().st_size == record.bytes
-        except FileNotFoundError:
-            whole = False
-        return bool(record.unreachable) or not whole
+    def lacking(self) -> dict[int, State]:
+        """The finished parts whose file is gone, or in which galaxies could not be looked at.
 
-    def reopen(self, part: int) -> None:
-        """Forget a part, so that it is done again."""
-        self._record(part).unlink(missing_ok=True)
+        Returns:
+            The state of each one's record: another means that somebody has done it again.
+        """
+        found = {}
+        for part in self.finished():
+            state, record = self.state(part), self.record(part)
+            if record and (record.unreachable or not self._is_whole(part, record)):
+                found[part] = state
+        return found
+
+    def state(self, part: int) -> State:
+        """Of a part's record; None if there is none."""
+        try:
+            stat = self._record(part).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
     def commit(self, part: int, table: pa.Table, failures: Sequence[Failure]) -> None:
-        """Write a part, and then its record. Where another task was faster, its part stays.
+        """Write a part, and then its record, in place of those that may be there.
 
         Raises:
             OSError: it cannot be written.
         """
-        if self._record(part).exists():
-            return
-        path = self.file(part)
-        mine = uuid.uuid4().hex  # should another task be at the same part after all
-        partial = path.with_name(f"_{path.stem}.{mine}{path.suffix}")
-        try:
-            widths = text_widths(table)
+        widths = text_widths(table)
+        with replacing(self.file(part)) as partial:
             with self.format.create(partial, table.schema, table.num_rows, widths) as writer:
                 writer.write(table)
-            sync_file(partial)
             size, digest = partial.stat().st_size, sha256_file(partial)
-            partial.rename(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        sync_folder(self.folder)
         record = Record(table.num_rows, size, digest, list(failures))
-        partial = self.folder / RECORDS / f"{path.stem}.{mine}.partial"
-        write_durably(partial, json.dumps(asdict(record)))
-        partial.rename(self._record(part))
-        sync_folder(partial.parent)
+        replace_durably(self._record(part), json.dumps(asdict(record)))
 
     def sweep(self) -> None:
         """Remove what tasks that were killed have left half written."""
-        for path in (*self.folder.glob("_part-*"), *(self.folder / RECORDS).glob("*.partial")):
-            path.unlink(missing_ok=True)
+        for folder in (self.folder, self.folder / RECORDS):
+            for path in folder.glob("_*.partial"):
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _is_whole(self, part: int, record: Record) -> bool:
+        try:
+            return self.file(part).stat().st_size == record.bytes
+        except FileNotFoundError:
+            return False
 
     def _record(self, part: int) -> Path:
         return self.folder / RECORDS / (self.name(part) + ".json")

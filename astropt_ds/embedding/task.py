@@ -58,8 +58,8 @@ class Task:
         self.reader, self.embedder, self.recipe = reader, embedder, recipe
         self.dtype, self.start = dtype, start
         self.schema = table_schema(plan.columns, recipe.columns, dtype, plan.facts)
-        # What could not be looked at may be there by now; what this task finds so itself, is not.
-        self._again = {part for part in parts.finished() if parts.is_to_be_done_again(part)}
+        # To be done again, once: what could not be looked at may be there by now.
+        self._again = parts.lacking()
 
     def run(self, progress: Progress) -> None:
         """Work until all parts are finished, by whomever.
@@ -99,8 +99,12 @@ class Task:
                 progress.update(self.plan.galaxies(self.done()))
 
     def done(self) -> set[int]:
-        """Parts that are finished."""
-        return self.parts.finished() - self._again
+        """Parts that are finished, and not to be done again."""
+        return {part for part in self.parts.finished() if not self._is_due(part)}
+
+    def _is_due(self, part: int) -> bool:
+        """Whether a part is to be done: nobody has, or not since it was found lacking."""
+        return self.parts.state(part) == self._again.get(part)
 
     def _open_parts(self) -> Iterator[tuple[int, int, int]]:
         """(part, first, stop) of parts that nobody has, each claimed as it is taken."""
@@ -110,14 +114,10 @@ class Task:
             part = (self.start + number) % count
             if part in done or not self.claims.take(self.parts.name(part)):
                 continue
-            again = part in self._again and self.parts.is_to_be_done_again(part)
-            self._again.discard(part)
-            if again:
-                self.parts.reopen(part)
-            elif self.parts.record(part):  # another task has finished it since
+            if self._is_due(part):
+                yield part, *self.plan.bounds(part)
+            else:  # another task has finished it since
                 self.claims.release(self.parts.name(part))
-                continue
-            yield part, *self.plan.bounds(part)
 
     def _embed(self, part: int, chunks: Iterable[Chunk]) -> dict[str, np.ndarray]:
         """The embeddings of a part, by column.

@@ -16,10 +16,10 @@ import pandas as pd
 import pyarrow as pa
 
 from astropt_ds.errors import UserError, one_line
-from astropt_ds.files import sync_file
+from astropt_ds.files import replacing
 from astropt_ds.table.schema import ID
 
-INDEX = "_index.npy"
+INDEX, SCRATCH = "_index.npy", "_index-"
 ROW = np.dtype([("hash", "<u8"), ("part", "<u4"), ("row", "<u4")])
 BUCKET_ROWS = 2_000_000  # sorted in memory at once, about
 MOST_BITS = 9  # 512 buckets: files that are open at once
@@ -60,8 +60,10 @@ def write_index(folder: Path, parts: Sequence[Ids]) -> Duplicates:
     total = sum(part.rows for part in parts)
     bits = min(MOST_BITS, (total // BUCKET_ROWS).bit_length())
     found = Duplicates()
-    partial = folder / f"{INDEX}.partial"
-    with tempfile.TemporaryDirectory(prefix="_index-", dir=folder) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch,
+        replacing(folder / INDEX) as partial,
+    ):
         _deal_out(parts, Path(scratch), bits)
         with partial.open("wb") as output:
             header = {"descr": ROW.descr, "fortran_order": False, "shape": (total,)}
@@ -71,8 +73,6 @@ def write_index(folder: Path, parts: Sequence[Ids]) -> Duplicates:
                 rows.sort(order=["hash", "part", "row"])
                 rows.tofile(output)
                 _add_duplicates(rows, parts, found)
-    sync_file(partial)
-    partial.replace(folder / INDEX)
     return found
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from astropt_ds.embedding.claims import Claims
+from astropt_ds.embedding.claims import Claims, _take_away
 
 HOLD = """
 import sys, time
@@ -91,3 +91,26 @@ def test_a_claim_that_was_never_written_to_its_end_is_lost_in_time(tmp_path):
     assert not claims.take("part")
     time.sleep(0.2)
     assert claims.take("part")
+
+
+def test_a_task_that_was_taken_for_dead_does_not_let_go_of_its_successors_claim(tmp_path):
+    slow, other = Claims(tmp_path), Claims(tmp_path)
+    slow.take("part")
+    (tmp_path / "part").unlink()  # it was lost
+    assert other.take("part")
+    slow.release("part")
+    assert (tmp_path / "part").exists() and not Claims(tmp_path).take("part")
+
+
+def test_a_claim_that_another_has_taken_over_first_stays_with_it(tmp_path):
+    elsewhere(tmp_path, "part")
+    late, fast = Claims(tmp_path, lost_s=0.0), Claims(tmp_path)
+    assert not late.take("part")
+    text = late._lost(tmp_path / "part")
+    assert text is not None  # and now, before it acts on that, another does
+    (tmp_path / "part").unlink()
+    assert fast.take("part")
+    assert not _take_away(tmp_path / "part", text)
+    assert not Claims(tmp_path).take("part")
+    fast.release("part")
+    assert list(tmp_path.iterdir()) == []

@@ -300,9 +300,11 @@ def test_a_signal_ends_the_work_and_the_next_call_finishes_it(job, expected, mon
 def test_half_written_parts_of_killed_tasks_are_swept_away(job):
     embed(job(), quiet)
     os.unlink(next(job().output.glob("part-*")))
-    (job().output / "_part-000000.999.parquet").write_bytes(b"half")
+    (job().output / "_part-000000.parquet.0a.partial").write_bytes(b"half")
+    (job().output / "_parts" / "_part-000000.json.0a.partial").write_bytes(b"half")
+    (job().output / "_index-dead").mkdir()
     embed(job(), quiet)
-    assert not list(job().output.glob("_part-*"))
+    assert not list(job().output.rglob("*.partial")) and not list(job().output.glob("_index-*"))
 
 
 def test_a_dry_run_tells_galaxies_bytes_and_time_and_writes_nothing(job):
