@@ -10,14 +10,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from astropt_ds.embedding.audit import FAILURES
 from astropt_ds.embedding.estimate import estimate
 from astropt_ds.embedding.job import EmbedJob
 from astropt_ds.embedding.recipe import POOLINGS
-from astropt_ds.embedding.run import embed
+from astropt_ds.embedding.run import embed, first_of_its_kind
 from astropt_ds.errors import run_cli
 from astropt_ds.ingest.options import add_survey_options
 from astropt_ds.table.formats import FORMATS
+from astropt_ds.table.manifest import FAILURES
 
 SURVEY = (
     *("catalogue", "id_column", "catalogue_id_column", "file_column", "file_pattern"),
@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> None:
     if dry_run:
         for line in estimate(job):
             print(line)
+        return
+    if not first_of_its_kind():
+        embed(job, say=lambda line: None)
         return
     manifest = embed(job)
     print(f"{job.output}: {manifest.rows:,} of {manifest.asked:,} galaxies embedded")

@@ -17,9 +17,8 @@ from astropt_ds.errors import UserError
 from astropt_ds.files import replacing
 from astropt_ds.table.formats import Files
 from astropt_ds.table.index import write_index
-from astropt_ds.table.manifest import FORMAT, MANIFEST, PartEntry, TableManifest
+from astropt_ds.table.manifest import FAILURES, FORMAT, MANIFEST, PartEntry, TableManifest
 
-FAILURES = "_failures.csv"
 REASONS = 50  # that are counted apart
 MISSING = "is not in the data"
 WAIT_S = 0.5
@@ -83,6 +82,7 @@ def verdict(manifest: TableManifest, folder: Path) -> None:
 
 def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
     reasons: Counter[str] = Counter()
+    whole: dict[str, str] = {}  # the reason that all of a kind share
     entries, files = [], []
     unreachable = 0
     with (
@@ -103,12 +103,17 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
             )
             files.append(file)
             listed.writerows(failure[:3] for failure in record.failures)
-            reasons.update(_kind(failure.reason) for failure in record.failures)
+            for failure in record.failures:
+                kind = _kind(failure.reason)
+                reasons[kind] += 1
+                if whole.setdefault(kind, failure.reason) != failure.reason:
+                    whole[kind] = kind
             unreachable += record.unreachable
         listed.writerows((identifier, "", MISSING) for identifier in missing)
-        reasons.update({MISSING: len(missing)} if missing else {})
+        if missing:
+            reasons[MISSING], whole[MISSING] = len(missing), MISSING
     duplicates = write_index(parts.folder, Files(parts.format, files))
-    counted = dict(reasons.most_common(REASONS))
+    counted = {whole[kind]: count for kind, count in reasons.most_common(REASONS)}
     if rest := reasons.total() - sum(counted.values()):
         counted["others"] = rest
     manifest = TableManifest(

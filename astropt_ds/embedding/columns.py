@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,10 @@ import pyarrow as pa
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.catalogue import Catalogue, refuse_doubled
 from astropt_ds.ingest.cells import plain
+from astropt_ds.table.schema import ID
 
 SKY = ("ra", "dec")  # degrees
-# What a table has of its own.
-TAKEN = ("id", "split")
+SPLIT = "split"  # of shards, which a table says by itself
 
 
 def carried(present: Iterable[str], asked: Sequence[str]) -> dict[str, str]:
@@ -24,13 +24,48 @@ def carried(present: Iterable[str], asked: Sequence[str]) -> dict[str, str]:
 
     Those that are asked for, and the position on the sky, however its letters are written.
     """
-    names = [name for name in present if name not in TAKEN]
+    names = [name for name in present if name != ID]
     found = {}
     for axis in SKY:
         spelt = [name for name in names if name.lower() == axis]
         if spelt:
             found[axis if axis in spelt else spelt[0]] = axis
     return found | {name: name for name in names if name in asked and name not in found}
+
+
+def settle(
+    labels: Mapping[str, pa.DataType],
+    beside: Beside | None,
+    present: Sequence[str],
+    asked: Sequence[str],
+    where: str,
+) -> dict[str, pa.DataType]:
+    """The columns of a table: the labels of its galaxies, and a catalogue's.
+
+    Args:
+        labels: the types of those that are carried along, by their names in the table.
+        beside: the catalogue, if any.
+        present: the names of all labels.
+        asked: columns that must be there.
+        where: what the user calls the galaxies.
+
+    Raises:
+        UserError: one is not.
+    """
+    found = {**labels, **(beside.types() if beside else {})}
+    known = [name for name in dict.fromkeys([*present, *(beside.present if beside else ())])]
+    for name in asked:
+        if name not in found and name != ID and name.lower() not in SKY:
+            raise UserError(
+                f"--columns {name}: {where} has no such column; it has {', '.join(known)}"
+            )
+    return found
+
+
+def add(cells: Sequence[dict[str, Any]], beside: Beside | None, ids: Sequence[str]) -> None:
+    """Put what a catalogue knows of some galaxies beside, and before, what their labels say."""
+    for known, more in zip(cells, beside.cells(ids) if beside else (), strict=False):
+        known.update({name: value for name, value in more.items() if value is not None})
 
 
 def type_of(column: str, values: Iterable[Any]) -> pa.DataType:
@@ -81,6 +116,9 @@ class Beside:
         columns: those to take; all if none is named.
         file_column: names the images' files, and is not taken unless it is asked for.
 
+    Attributes:
+        present: the names of all its columns.
+
     Raises:
         UserError: the catalogue has an id twice.
     """
@@ -90,6 +128,7 @@ class Beside:
     ) -> None:
         refuse_doubled(catalogue.ids, catalogue.id_column, catalogue.where)
         self._ids = pd.Index(catalogue.ids)
+        self.present = catalogue.columns
         own = (catalogue.id_column, file_column or "file")
         all_but_own = [str(name) for name in catalogue.table if name not in own]
         names = carried(map(str, catalogue.table), columns or all_but_own)
@@ -97,10 +136,7 @@ class Beside:
 
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns, by their names in the table."""
-        return {
-            str(name): pa.float64() if name in SKY else _type_of(column)
-            for name, column in self._table.items()
-        }
+        return {str(name): type_of_cells(str(name), column) for name, column in self._table.items()}
 
     def cells(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """What is known of each galaxy; nulls where the catalogue has no row."""
@@ -111,7 +147,10 @@ class Beside:
         return [dict(unknown) if place < 0 else next(found) for place in places]
 
 
-def _type_of(column: pd.Series) -> pa.DataType:
+def type_of_cells(name: str, column: pd.Series) -> pa.DataType:
+    """The type of a column of a survey's table, by what the table says it is."""
+    if name in SKY:
+        return pa.float64()
     if pd.api.types.is_bool_dtype(column):
         return pa.bool_()
     if pd.api.types.is_integer_dtype(column):

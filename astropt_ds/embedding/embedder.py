@@ -15,7 +15,7 @@ from torch import Tensor
 
 from astropt_ds.convert.load import load_model
 from astropt_ds.embedding.recipe import Recipe, make_recipe
-from astropt_ds.errors import UserError
+from astropt_ds.errors import UserError, one_line
 from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.weights import DTYPES
 from astropt_ds.tokens import grid, prefix_grid, standardise
@@ -70,7 +70,9 @@ class Embedder:
         self._model = model
         self._states = torch.compile(self._eager_states) if compile else self._eager_states
 
-    def embed(self, images: np.ndarray | Tensor) -> np.ndarray | dict[str, np.ndarray]:
+    def embed(
+        self, images: np.ndarray | Tensor | Sequence[np.ndarray]
+    ) -> np.ndarray | dict[str, np.ndarray]:
         """The embeddings of images.
 
         Args:
@@ -84,9 +86,15 @@ class Embedder:
         Raises:
             UserError: the images do not fit the model, or what is asked for does not fit them.
         """
-        if isinstance(images, np.ndarray):
+        if not isinstance(images, Tensor):
+            try:
+                array = np.asarray(images)
+            except ValueError:
+                raise UserError("images of several sizes; one size at a time") from None
+            if array.dtype.kind not in "uif":
+                raise UserError(f"images of {array.dtype}; uint8, or fluxes, would be right")
             # torch wants the machine's byte order, which FITS is not in
-            images = torch.from_numpy(np.array(images, images.dtype.newbyteorder("=")))
+            images = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
         modality = self.config.images
         if images.ndim != 4 or images.shape[1] != images.shape[2]:
             raise UserError(f"images of shape {list(images.shape)}: (batch, side, side, channels)")
@@ -96,6 +104,8 @@ class Embedder:
             whole = grid(images.shape[1], modality.patch, str(self.config.orientation))
         except ValueError as error:
             raise UserError(str(error)) from None
+        if not torch.isfinite(images).all():
+            raise UserError("images with pixels that are not finite; 0, the sky, would be right")
         recipe = self.recipe(whole.tokens)
         part = prefix_grid(whole, recipe.reads)
         margin = (whole.side - part.side) // 2
@@ -203,7 +213,7 @@ def find_device(name: str) -> torch.device:
             device = torch.device("cuda", int(place) % max(1, torch.cuda.device_count()))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(f"--device {name}: {reason}; auto or cpu would be right") from None
     return device
 

@@ -24,7 +24,11 @@ def estimate(job: EmbedJob) -> Iterator[str]:
     """
     ready = prepare(job)
     plan, recipe = ready.plan, ready.recipe
-    yield f"{plan.rows:,} galaxies of {ready.galaxies.what}, {plan.parts:,} parts"
+    yield (
+        f"{plan.rows:,} galaxies of {ready.galaxies.what}, {plan.parts:,} parts; their central "
+        f"{ready.view.whole.side} pixels"
+    )
+    yield from ready.notes
     if ready.galaxies.missing:
         yield f"{len(ready.galaxies.missing):,} of the ids asked for are not in it"
     share = plan.rows / ready.galaxies.rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -63,8 +64,8 @@ class Galaxies(Protocol):
     def size(self) -> int:
         """Bytes of all images, about."""
 
-    def side(self) -> int:
-        """Pixels along the shorter side of most images.
+    def sides(self) -> Counter[int]:
+        """How many images have how many pixels along their shorter side, of some from all over.
 
         Raises:
             UserError: none of those looked at is an image.

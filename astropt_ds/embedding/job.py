@@ -76,13 +76,16 @@ class EmbedJob:
     cache_gb: float = 100.0
 
 
-def open_galaxies(job: EmbedJob) -> Galaxies:
+def open_galaxies(job: EmbedJob, ids: Sequence[str] | None = None) -> Galaxies:
     """The input that a job names.
+
+    Args:
+        job: its own.
+        ids: of the galaxies to embed; all if None.
 
     Raises:
         UserError: there is none, or options do not go with it.
     """
-    ids = read_ids(job.ids) if job.ids else None
     options = job.survey or {}
     first = job.data[0]
     remote = first.startswith(PIPE) or "://" in first
@@ -98,6 +101,8 @@ def open_galaxies(job: EmbedJob) -> Galaxies:
             raise UserError(
                 f"--data {first}: is remote and needs --cache, a local folder for shards"
             )
+        if not job.cache_gb > 0:
+            raise UserError(f"--cache-gb {job.cache_gb:g}: above 0 would be right")
         where = DataConfig(path=first, cache=job.cache, cache_gb=job.cache_gb)
         return Shards(where, job.splits, job.columns, _beside(job), ids)
     if job.splits or job.cache:
@@ -113,7 +118,11 @@ def open_galaxies(job: EmbedJob) -> Galaxies:
         if len(paths) > 1 or not paths[0].is_dir():
             raise UserError(f"--data {' '.join(job.data)}: one folder of {kind} would be right")
         inputs = {kind: paths[0]}
-    return Surveys(Job(output=job.output, **inputs, **options), job.columns, ids)
+    what = " ".join(job.data)
+    try:
+        return Surveys(Job(output=job.output, **inputs, **options), what, job.columns, ids)
+    except UserError as error:  # which calls the input what tools/make_shards.py does
+        raise UserError(str(error).replace(f"--{kind} ", "--data ")) from None
 
 
 def read_ids(path: Path) -> list[str]:
@@ -123,11 +132,14 @@ def read_ids(path: Path) -> list[str]:
         UserError: it cannot be read, or names none.
     """
     if path.suffix.lower() in TABLES or path.is_dir():
-        catalogue = read_catalogue(path, None, "ids", lambda column: False, ())
+        try:
+            catalogue = read_catalogue(path, None, "ids", lambda column: False, ())
+        except UserError as error:
+            raise UserError(str(error).replace("--catalogue ", "--ids ")) from None
         ids = list(catalogue.ids)
     else:
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text("utf-8-sig").splitlines()  # as Windows writes it, too
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"--ids {path}: cannot be read ({reason})") from None

@@ -13,13 +13,14 @@ import pyarrow as pa
 from astropt_ds.embedding.claims import Claims
 from astropt_ds.errors import UserError
 from astropt_ds.files import replace_durably
+from astropt_ds.table.schema import TYPES
 
 PLAN = "_job.json"
 MOST_ROWS = 16_384  # in a part
 MOST_BYTES = 256_000_000  # of a part's embeddings, which are in memory
 PARTS = 16  # that a small catalogue is cut into, so that several tasks share it
 LEAST_ROWS = 128  # in a part of a small one
-TYPES = {str(kind): kind for kind in (pa.string(), pa.float64(), pa.int64(), pa.bool_())}
+KINDS = {str(kind): kind for kind in TYPES}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Plan:
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """The types of the columns that are carried along."""
-        return {name: TYPES[kind] for name, kind in self.types.items()}
+        return {name: KINDS[kind] for name, kind in self.types.items()}
 
 
 def rows_of_a_part(rows: int, row_bytes: int) -> int:
@@ -118,4 +119,6 @@ def read_plan(folder: Path) -> Plan:
     try:
         return Plan(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not what tools/embed.py writes ({error}); a new folder") from None
+        raise UserError(
+            f"{path}: not what tools/embed.py writes ({error}); a new folder would be right"
+        ) from None

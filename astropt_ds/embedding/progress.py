@@ -19,14 +19,20 @@ class Progress:
     Args:
         done: galaxies that are in it already.
         total: that it is to hold.
+        shown: whether anything is to be seen.
     """
 
-    def __init__(self, done: int, total: int) -> None:
+    def __init__(self, done: int, total: int, shown: bool = True) -> None:
+        self._shown = shown
         self._total, self._first, self._done = total, done, done
         self._start = time.monotonic()
         self._looked = self._said = self._start
         self._bar = tqdm(
-            initial=done, total=total, unit=" galaxies", disable=None, desc="embedding"
+            initial=done,
+            total=total,
+            unit=" galaxies",
+            disable=None if shown else True,
+            desc="embedding",
         )
 
     def is_due(self) -> bool:
@@ -38,7 +44,7 @@ class Progress:
         now = self._looked = time.monotonic()
         self._bar.update(done - self._done)
         self._done = done
-        if self._bar.disable and now - self._said > LOG_S:
+        if self._shown and self._bar.disable and now - self._said > LOG_S:
             self._said = now
             rate = (done - self._first) / (now - self._start)
             left = ""

@@ -6,9 +6,11 @@ import math
 import os
 import platform
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
@@ -26,7 +28,7 @@ from astropt_ds.embedding.embedder import (
     weights_hash,
 )
 from astropt_ds.embedding.galaxies import Galaxies
-from astropt_ds.embedding.job import EmbedJob, open_galaxies
+from astropt_ds.embedding.job import EmbedJob, open_galaxies, read_ids
 from astropt_ds.embedding.parts import Parts
 from astropt_ds.embedding.plan import PLAN, Plan, agree, rows_of_a_part
 from astropt_ds.embedding.progress import Progress
@@ -35,7 +37,6 @@ from astropt_ds.embedding.recipe import Recipe, make_recipe
 from astropt_ds.embedding.task import Task
 from astropt_ds.embedding.view import View
 from astropt_ds.errors import RunAgain, UserError
-from astropt_ds.files import sha256_file
 from astropt_ds.ingest.source import state_of
 from astropt_ds.model import AstroPT
 from astropt_ds.model_folder.weights import DTYPES
@@ -60,6 +61,7 @@ class Prepared:
     device: torch.device
     precision: str
     workers: int
+    notes: list[str]  # what a user should know
 
 
 def embed(job: EmbedJob, say: Callable[[str], None] = print) -> TableManifest:
@@ -99,8 +101,10 @@ def _embed(job: EmbedJob, ready: Prepared, say: Callable[[str], None]) -> TableM
         start = plan.parts * rank // ranks
         task = Task(plan, parts, claims, reader, embedder, ready.recipe, job.dtype, start)
         if len(task.done()) < plan.parts:
-            say(_description(job, ready, plan))
-            with closing(Progress(plan.galaxies(task.done()), plan.rows)) as progress:
+            for line in (*ready.notes, _description(ready, plan)):
+                say(line)
+            shown = first_of_its_kind()
+            with closing(Progress(plan.galaxies(task.done()), plan.rows, shown)) as progress:
                 task.run(progress)
         manifest = finish(plan, parts, claims, ready.galaxies.missing)
     verdict(manifest, job.output)
@@ -122,7 +126,8 @@ def prepare(job: EmbedJob) -> Prepared:
     workers = find_workers(job.workers, device.type)
     check_batch(job.batch)
     source = open_model(job.model)
-    galaxies = open_galaxies(job)
+    ids = read_ids(job.ids) if job.ids else None
+    galaxies = open_galaxies(job, ids)
     channels = source.model.images.channels
     if len(galaxies.channels) != channels:
         raise UserError(
@@ -131,7 +136,8 @@ def prepare(job: EmbedJob) -> Prepared:
         )
     model = build(source, None, torch.device("cpu"))
     config = model.config
-    side = _image_size(job, source.facts.get("image_size"), galaxies, model)
+    sides = galaxies.sides()
+    side = _image_size(job, source.facts.get("image_size"), sides, model)
     whole = grid(side, config.images.patch, str(config.orientation))
     recipe = make_recipe(config, whole.tokens, job.layers, job.pooling, job.tokens)
     view = View(whole, recipe.reads, channels, galaxies.dtype, job.strict)
@@ -152,8 +158,13 @@ def prepare(job: EmbedJob) -> Prepared:
             "python": platform.python_version(),
         },
     }
-    catalogue = (job.survey or {}).get("catalogue")
     types = {name: str(kind) for name, kind in galaxies.types().items()}
+    for name in recipe.columns:
+        if name in types:
+            raise UserError(
+                f"column {name}: the table has its own of that name; --columns without it, or the "
+                "catalogue's under another, would be right"
+            )
     asked: dict[str, Any] = {
         "--model": facts["model"],
         "--layer": facts["layers"],
@@ -165,15 +176,37 @@ def prepare(job: EmbedJob) -> Prepared:
         "--format": job.file_format,
         "--data": galaxies.identity,
         "--columns": types,
-        "--catalogue": state_of([catalogue]) if catalogue else None,
-        "--ids": sha256_file(job.ids) if job.ids else None,
+        **_survey_asked(job.survey or {}),
+        "--ids": sha256("\n".join(ids).encode()).hexdigest() if ids else None,
         "--limit": job.limit,
         "galaxies": rows,
     }
-    FORMATS[job.file_format].check(table_schema({}, recipe.columns, job.dtype, facts))
+    schema = table_schema({}, recipe.columns, job.dtype, facts)
+    if FORMATS[job.file_format].fit(schema) != schema:
+        raise UserError(f"--format {job.file_format}: has no {job.dtype}; --dtype float32 fits")
     part_rows = rows_of_a_part(rows, 4 * recipe.values)
     plan = Plan(asked, rows, part_rows, types, facts)
-    return Prepared(galaxies, model, recipe, view, plan, device, precision, workers)
+    known = job.image_size is not None or "image_size" in source.facts
+    notes = [] if known or len(sides) == 1 else [_sizes(sides, side)]
+    return Prepared(galaxies, model, recipe, view, plan, device, precision, workers, notes)
+
+
+def _survey_asked(options: dict[str, Any]) -> dict[str, Any]:
+    """How a survey is read, by option; its catalogue by the names, sizes and times of its files."""
+    asked = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    if catalogue := options.get("catalogue"):
+        files = sorted(catalogue.rglob("*")) if catalogue.is_dir() else [catalogue]
+        asked["--catalogue"] = state_of(files)
+    return asked
+
+
+def _sizes(sides: Counter[int], size: int) -> str:
+    """What a user should know of images of several sizes."""
+    counts = ", ".join(f"{count} of {side}" for side, count in sides.most_common(4))
+    return (
+        f"warning: images have several sizes (of some looked at, {counts} pixels); their central "
+        f"{size} are taken, and smaller ones left out; --image-size chooses another"
+    )
 
 
 def open_reader(ready: Prepared) -> Reader:
@@ -192,20 +225,22 @@ def make_embedder(job: EmbedJob, ready: Prepared) -> Embedder:
     )
 
 
-def _image_size(job: EmbedJob, trained: int | None, galaxies: Galaxies, model: AstroPT) -> int:
+def _image_size(job: EmbedJob, trained: int | None, sides: Counter[int], model: AstroPT) -> int:
     """Pixels that images are cropped to.
 
     Raises:
         UserError: most images are smaller, or the model cannot read so many.
     """
-    patch, side = model.config.images.patch, galaxies.side()
+    patch, side = model.config.images.patch, sides.most_common(1)[0][0]
     most = math.isqrt(model.config.block_size) * patch
-    size = job.image_size or trained or min(side // patch * patch, most)
+    size = job.image_size
+    if size is None:
+        size = trained or min(side // patch * patch, most)
     fits = f"a multiple of {patch} up to {min(side // patch * patch, most)} would be right"
     if size % patch or not patch <= size <= most:
         raise UserError(f"--image-size {size}: the model reads patches of {patch} pixels; {fits}")
     if size > side:
-        whose = "" if job.image_size else ", as the model was trained,"
+        whose = ", as the model was trained," if job.image_size is None else ""
         raise UserError(f"--image-size {size}{whose} is more than the images' {side}; {fits}")
     return size
 
@@ -220,9 +255,14 @@ def _check_folder(job: EmbedJob) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: is no folder; a new one would be right")
     folder.mkdir(parents=True, exist_ok=True)
-    others = [name for name in os.listdir(folder) if not name.startswith("_")]
+    others = [name for name in os.listdir(folder) if not name.startswith(("_", "."))]
     if others and not (folder / PLAN).exists():
         raise UserError(f"--output {folder}: holds other things ({others[0]}); name a new folder")
+
+
+def first_of_its_kind() -> bool:
+    """Whether this task is the one whose output a person looks at: tasks of a launcher share it."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID"))
 
 
 def _tasks() -> tuple[int, int]:
@@ -238,13 +278,14 @@ def _tasks() -> tuple[int, int]:
     return 1, 0
 
 
-def _description(job: EmbedJob, ready: Prepared, plan: Plan) -> str:
+def _description(ready: Prepared, plan: Plan) -> str:
     recipe, view = ready.recipe, ready.view
     layers = ", ".join(map(str, recipe.layers))
     return (
         f"{plan.rows:,} galaxies of {ready.galaxies.what} ({plan.parts} parts): {recipe.pooling} "
-        f"over the first {recipe.tokens} of {view.whole.tokens} tokens after block {layers} (of 0 "
-        f"to {ready.model.config.layers - 1}), {ready.precision} on {ready.device}"
+        f"over the first {recipe.tokens} of {view.whole.tokens} tokens of {view.whole.side} pixels "
+        f"after block {layers} (of 0 to {ready.model.config.layers - 1}), {ready.precision} on "
+        f"{ready.device}"
     )
 
 

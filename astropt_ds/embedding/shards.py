@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +18,8 @@ from astropt_ds.data.manifest import SPLITS
 from astropt_ds.data.open_shards import OpenShards, read_labels
 from astropt_ds.data.remote import open_store
 from astropt_ds.data.split import Split
-from astropt_ds.embedding.columns import Beside, carried, type_of
+from astropt_ds.data.store import Folder
+from astropt_ds.embedding.columns import SPLIT, Beside, add, carried, settle, type_of
 from astropt_ds.embedding.galaxies import Failure, Reading
 from astropt_ds.embedding.view import View
 from astropt_ds.errors import UserError
@@ -25,9 +27,9 @@ from astropt_ds.ids import text_of
 from astropt_ds.ingest.cells import key_of
 
 OPEN_FILES = 8  # a process reads in order: a few shards of each split
-SAMPLES = 200  # whose labels tell the types of columns
+SAMPLES = 200  # galaxies of a shard or split that are looked at for what most have
+LOCAL_SHARDS = 8  # of a split, whose labels tell the types of columns
 BLOCK = 1 << 20  # keys in memory at once
-SPLIT = "split"
 
 
 class Shards:
@@ -94,26 +96,25 @@ class Shards:
         whole = sum(shard.bytes for split in self._splits for shard in split.entry.shards)
         return whole * self.rows // max(1, int(self._first[-1]))
 
-    def side(self) -> int:
-        """Pixels along the shorter side of most of the first images."""
-        rows = self._splits[0].index[:SAMPLES]
-        sides, counts = np.unique(np.minimum(rows["width"], rows["height"]), return_counts=True)
-        return int(sides[counts.argmax()])
+    def sides(self) -> Counter[int]:
+        """Pixels along the shorter side of images from all over."""
+        found: Counter[int] = Counter()
+        for split in self._splits:
+            places = np.unique(np.linspace(0, len(split) - 1, SAMPLES).astype(int))
+            rows = split.index[places]
+            found.update(np.minimum(rows["width"], rows["height"]).tolist())
+        return found
 
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns that are carried along; ``split`` is one."""
         labels = [cells for _, cells in self._first_labels()]
         present = list(dict.fromkeys(name for cells in labels for name in cells))
-        found = {SPLIT: pa.string()}
-        for name, column in carried(present, self._columns).items():
-            found[column] = type_of(column, (cells.get(name) for cells in labels))
-        found |= self._beside.types() if self._beside else {}
-        for name in self._columns:
-            if name not in found:
-                raise UserError(
-                    f"--columns {name}: {self.what} has no such label; it has {', '.join(present)}"
-                )
-        return found
+        found = {
+            column: type_of(column, (cells.get(name) for cells in labels))
+            for name, column in carried(present, self._columns).items()
+        }
+        own = {SPLIT: pa.string()}
+        return {**own, **settle(found, self._beside, present, self._columns, self.what), **own}
 
     def read(self, first: int, stop: int, ahead: int, view: View, out: np.ndarray) -> Reading:
         """See :class:`~astropt_ds.embedding.galaxies.Galaxies`."""
@@ -123,9 +124,7 @@ class Shards:
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             for split, shard, local in self._by_shard(run):
                 self._read_run(split, shard, local, view, out, reading)
-        if self._beside:
-            for cells, more in zip(reading.cells, self._beside.cells(reading.ids), strict=True):
-                cells.update(more)
+        add(reading.cells, self._beside, reading.ids)
         return reading
 
     def close(self) -> None:
@@ -162,7 +161,7 @@ class Shards:
             reading.ids.append(identifier)
             names = carried(list(known), self._columns)
             cells = {column: known[label] for label, column in names.items()}
-            reading.cells.append({SPLIT: split.name, **cells})
+            reading.cells.append({**cells, SPLIT: split.name})
             try:
                 if isinstance(beside, BadImageError):
                     raise beside
@@ -191,18 +190,22 @@ class Shards:
                 split.store.read_ahead([split.entry.shards[shard]])
 
     def _first_labels(self) -> list[tuple[str, dict[str, Any]]]:
-        """(key, labels) of the first galaxies of each split."""
+        """(key, labels) of the first galaxies of a few shards of each split."""
         found = []
         for split in self._splits:
-            shard = split.shard_of(0)
-            rows = np.arange(min(SAMPLES, split.entry.shards[shard].samples))
-            try:
-                descriptor = self._shards.descriptor(split, shard)
-            except UserError:
-                continue  # told when its galaxies are read
-            for row, cells in zip(rows, read_labels(descriptor, split, rows), strict=True):
-                if not isinstance(cells, BadImageError):
-                    found.append((split.index[row]["key"].decode(errors="replace"), cells))
+            filled = [n for n, shard in enumerate(split.entry.shards) if shard.samples]
+            # remote ones would all have to be fetched for it
+            few = LOCAL_SHARDS if isinstance(split.store, Folder) else 1
+            for shard in filled[:: -(-len(filled) // few)]:
+                first = int(split.first[shard])
+                rows = first + np.arange(min(SAMPLES, split.entry.shards[shard].samples))
+                try:
+                    descriptor = self._shards.descriptor(split, shard)
+                except UserError:
+                    continue  # told when its galaxies are read
+                for row, cells in zip(rows, read_labels(descriptor, split, rows), strict=True):
+                    if not isinstance(cells, BadImageError):
+                        found.append((split.index[row]["key"].decode(errors="replace"), cells))
         return found
 
     def _identifier(self, split: Split, row: int, labels: dict[str, Any]) -> str:

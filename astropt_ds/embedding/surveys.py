@@ -14,25 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from astropt_ds.data.decode import BadImageError, check_finite, decode
-from astropt_ds.embedding.columns import Beside, carried, type_of
+from astropt_ds.embedding.columns import Beside, add, carried, settle, type_of_cells
 from astropt_ds.embedding.galaxies import Failure, Reading
 from astropt_ds.embedding.view import View
 from astropt_ds.errors import UserError
 from astropt_ds.ingest.cells import labels_of
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.plan import place_of, stretch_of
-from astropt_ds.ingest.source import (
-    FILE,
-    ID,
-    Picture,
-    Row,
-    Source,
-    spread,
-    state_of,
-)
+from astropt_ds.ingest.source import FILE, ID, Picture, Row, Source, spread, state_of
 from astropt_ds.ingest.survey import Survey, open_source, open_survey, read_catalogue_of
 
-SAMPLES = 64  # images whose labels tell the types of columns
 PLACE = "__place__"
 
 
@@ -44,6 +35,7 @@ class Surveys:
     Args:
         job: the survey, as tools/make_shards.py takes it. Its catalogue's columns are carried
             along: those in ``columns``, or all.
+        what: it is, as the user calls it.
         columns: to carry along beside ra and dec.
         ids: those to take; all if None.
 
@@ -55,10 +47,14 @@ class Surveys:
     """
 
     def __init__(
-        self, job: Job, columns: Sequence[str] = (), ids: Sequence[str] | None = None
+        self,
+        job: Job,
+        what: str,
+        columns: Sequence[str] = (),
+        ids: Sequence[str] | None = None,
     ) -> None:
         job.check_input()
-        self.what = job.where
+        self.what = what
         source = open_source(job)
         self._files = source.files()
         catalogue = None
@@ -118,14 +114,12 @@ class Surveys:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Names, sizes and times of the files, and how pixels are made of them."""
-        options = ("bands", "image_column", "stretch", "rgb", "scales", "softening", "nan")
-        told = {name: getattr(self._job, name) for name in options if getattr(self._job, name)}
+        """Names, sizes and times of the files."""
         if self._files:
-            return {**told, "files": state_of(self._files)}
+            return {"files": state_of(self._files)}
         survey = self._part(0)
         ids = hashlib.sha256("\n".join(survey.rows[ID]).encode()).hexdigest()
-        return {**told, "files": survey.source.state(survey.rows), "ids": ids}
+        return {"files": survey.source.state(survey.rows), "ids": ids}
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -147,11 +141,13 @@ class Surveys:
         sizes = [path.stat().st_size for path in paths if path.is_file()]
         return sum(sizes) * self.rows // max(1, len(sizes))
 
-    def side(self) -> int:
-        """Pixels along the shorter side of most of the first images."""
+    def sides(self) -> Counter[int]:
+        """Pixels along the shorter side of images from all over; of files of many, the first."""
+        part = self._part(bisect.bisect_right(self._stops, 0))
+        rows = part.rows[part.rows[FILE].notna()]
         found: Counter[int] = Counter()
-        problem = None
-        for _, picture, _ in self._pictures(0, min(SAMPLES, self.rows)):
+        problems = []
+        for row, picture in part.source.read(spread(rows), self._facts):
             try:
                 if isinstance(picture, BadImageError):
                     raise picture
@@ -159,30 +155,29 @@ class Surveys:
                 image = decode(pixels) if isinstance(pixels, bytes) else pixels
                 found[min(image.shape[:2])] += 1
             except BadImageError as error:
-                problem = error
+                problems.append(f"{part.source.base / place_of(row)}: {error}")
         if not found:
-            raise UserError(f"{self.what}: none of the first images is usable; one {problem}")
-        return found.most_common(1)[0][0]
+            first = problems[0] if problems else "has no file name"
+            raise UserError(f"{self.what}: none of {len(problems)} images is usable; {first}")
+        return found
 
     def types(self) -> dict[str, pa.DataType]:
         """Of the columns that are carried along."""
-        labels = [cells for _, _, cells in self._pictures(0, min(SAMPLES, self.rows))]
-        present = list(dict.fromkeys(name for cells in labels for name in cells))
-        found: dict[str, pa.DataType] = {}
-        for name, column in carried(present, self._columns).items():
-            found[column] = type_of(column, (cells.get(name) for cells in labels))
-        found |= self._beside.types() if self._beside else {}
-        for name in self._columns:
-            if name not in found:
-                raise UserError(
-                    f"--columns {name}: {self.what} has no such column; it has {', '.join(present)}"
-                )
-        return found
+        source = self._part(bisect.bisect_right(self._stops, 0)).source
+        names = carried(source.columns, self._columns)
+        found = {}
+        if names:
+            table = source.table(lambda name: name in names)
+            found = {column: type_of_cells(column, table[name]) for name, column in names.items()}
+        return settle(found, self._beside, source.columns, self._columns, self.what)
 
     def read(self, first: int, stop: int, ahead: int, view: View, out: np.ndarray) -> Reading:
         """See :class:`~astropt_ds.embedding.galaxies.Galaxies`."""
-        ids, failures = [""] * (stop - first), {}
-        cells: list[dict[str, Any]] = [{} for _ in ids]
+        # a file that has changed may lack what it held
+        gone = Failure("", self.what, "is no longer there", unreachable=True)
+        failures = dict.fromkeys(range(stop - first), gone)
+        ids, cells = [""] * (stop - first), [dict[str, Any]() for _ in range(stop - first)]
+        out[:] = 0
         for row, picture, labels in self._pictures(first, stop):
             place = row[PLACE]
             ids[place] = row[ID]
@@ -192,12 +187,11 @@ class Surveys:
                 if isinstance(picture, BadImageError):
                     raise picture
                 self._cut(picture.pixels, view, out[place])
+                del failures[place]
             except BadImageError as error:
                 failures[place] = Failure(row[ID], place_of(row), str(error))
                 out[place] = 0
-        if self._beside:
-            for known, more in zip(cells, self._beside.cells(ids), strict=True):
-                known.update(more)
+        add(cells, self._beside, ids)
         return Reading(ids, cells, failures)
 
     def close(self) -> None:

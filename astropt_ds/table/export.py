@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from astropt_ds.errors import UserError
 from astropt_ds.files import sha256_file, staged, sync_file
 from astropt_ds.table.formats import FORMATS, Files, Format, Stored, text_widths
 from astropt_ds.table.index import write_index
-from astropt_ds.table.manifest import MANIFEST, PartEntry, TableManifest
+from astropt_ds.table.manifest import FAILURES, MANIFEST, PartEntry, TableManifest
 from astropt_ds.table.read import chosen, open_parts, schema_of
-from astropt_ds.table.schema import ID, facts_of, row_bytes
+from astropt_ds.table.schema import ID, check_types, facts_of, recast, row_bytes
 
 PIECE_ROWS, PIECE_BYTES = 16_384, 64_000_000  # of embeddings, that are in memory at once
 
@@ -39,7 +40,9 @@ def export(
     """
     stored = open_parts(table)
     whole = schema_of(table, stored)
-    schema = _select(whole, chosen(table, whole, columns) or whole.names)
+    names = chosen(table, whole, columns) or list(dict.fromkeys([ID, *whole.names]))
+    schema = pa.schema([whole.field(name) for name in names], whole.metadata)
+    check_types(table, schema)
     suffixes = {form.suffix: form for form in FORMATS.values()}
     single = suffixes.get(output.suffix)
     if single and file_format not in (None, single.name):
@@ -62,7 +65,7 @@ def export(
 
 def _write(stored: Sequence[Stored], path: Path, form: Format, schema: pa.Schema) -> None:
     """Files as one file."""
-    form.check(schema)
+    schema = form.fit(schema)
     widths: dict[str, int] = {}
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     for piece in _pieces(stored, texts):  # some formats must know beforehand how long texts are
@@ -71,7 +74,7 @@ def _write(stored: Sequence[Stored], path: Path, form: Format, schema: pa.Schema
     rows = sum(part.rows for part in stored)
     with form.create(path, schema, rows, widths) as writer:
         for piece in _pieces(stored, schema.names):
-            writer.write(piece.cast(schema))
+            writer.write(recast(piece, schema))
     sync_file(path)
 
 
@@ -96,6 +99,8 @@ def _write_parts(
     duplicates = write_index(folder, Files(form, [folder / entry.name for entry in entries]))
     if (table / MANIFEST).is_file():
         manifest = TableManifest.load(table)
+        if (listed := table / FAILURES).is_file():
+            shutil.copy(listed, folder)
     else:
         rows, facts = sum(part.rows for part in stored), facts_of(schema)
         manifest = TableManifest(
@@ -104,8 +109,3 @@ def _write_parts(
     found = {"duplicates": duplicates.count, "duplicated": duplicates.ids}
     manifest = manifest.model_copy(update={"file_format": form.name, "parts": entries, **found})
     manifest.save(folder)
-
-
-def _select(schema: pa.Schema, names: list[str]) -> pa.Schema:
-    assert names[0] == ID
-    return pa.schema([schema.field(name) for name in names], schema.metadata)

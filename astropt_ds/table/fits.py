@@ -18,7 +18,7 @@ import pyarrow as pa
 from astropt_ds.errors import UserError, one_line
 from astropt_ds.extras import optional
 from astropt_ds.table.arrays import MISSING_INT, from_array, record_dtype, schema_of, to_array
-from astropt_ds.table.schema import FACTS, embeddings_of, facts_of
+from astropt_ds.table.schema import FACTS, embedding_field, embeddings_of, facts_of
 
 BLOCK = 2880  # bytes, of which a FITS file has a whole number
 TOLD = {"model": "MODEL", "layers": "LAYERS", "pooling": "POOLING", "tokens": "TOKENS"}
@@ -31,12 +31,17 @@ class Fits:
 
     name, suffix = "fits", ".fits"
 
-    def check(self, schema: pa.Schema) -> None:
-        """FITS has no float16."""
+    def fit(self, schema: pa.Schema) -> pa.Schema:
+        """With float32 in place of float16, which FITS has not."""
         optional("astropy.io.fits", "--format fits")
-        for name in embeddings_of(schema):
-            if pa.types.is_float16(schema.field(name).type.value_type):
-                raise UserError("FITS has no float16; --dtype float32 would be right")
+        shapes = embeddings_of(schema)
+        fields = [
+            embedding_field(field.name, shapes[field.name], "float32")
+            if field.name in shapes
+            else field
+            for field in schema
+        ]
+        return pa.schema(fields, schema.metadata)
 
     @contextmanager
     def create(

@@ -52,8 +52,12 @@ class Format(Protocol):
     def suffix(self) -> str:
         """Of its files."""
 
-    def check(self, schema: pa.Schema) -> None:
-        """See that the format can hold such a table; raises UserError."""
+    def fit(self, schema: pa.Schema) -> pa.Schema:
+        """The schema that such a table has in this format, which loses nothing.
+
+        Raises:
+            UserError: the format needs a library that is not installed.
+        """
 
     def create(
         self, path: Path, schema: pa.Schema, rows: int, widths: Mapping[str, int]

@@ -25,9 +25,10 @@ class HDF5:
 
     name, suffix = "hdf5", ".hdf5"
 
-    def check(self, schema: pa.Schema) -> None:
-        """Any table fits, where h5py is installed."""
+    def fit(self, schema: pa.Schema) -> pa.Schema:
+        """The same, where h5py is installed."""
         optional("h5py", "--format hdf5")
+        return schema
 
     @contextmanager
     def create(
@@ -40,16 +41,17 @@ class HDF5:
             file.attrs["astropt_ds"] = (schema.metadata or {}).get(FACTS, b"{}").decode()
             file.attrs[ORDER] = json.dumps(schema.names)
             for field in schema:
-                shape = shapes.get(field.name, ())
+                shape, text = shapes.get(field.name, ()), pa.types.is_string(field.type)
                 if shape:
                     kind = field.type.value_type.to_pandas_dtype()
-                elif pa.types.is_string(field.type):
+                elif text:
                     kind = h5py.string_dtype()
                 else:
                     kind = KINDS[field.type]
                 chunk = max(1, min(rows, CHUNK_BYTES // (8 * int(np.prod(shape)))))
                 chunks = (chunk, *shape) if rows else None
-                file.create_dataset(field.name, (rows, *shape), kind, chunks=chunks)
+                options = {"chunks": chunks, "fletcher32": chunks is not None and not text}
+                file.create_dataset(field.name, (rows, *shape), kind, **options)
             yield HDF5Rows(file)
 
     def open(self, path: Path) -> StoredHDF5:
@@ -103,10 +105,14 @@ class StoredHDF5:
         fields = [self.schema.field(name) for name in names]
         arrays = []
         for field in fields:
-            if rows is None:
-                values = self._file[field.name][:]
-            else:  # HDF5 wants them in order, and once
-                sorted_rows, place = np.unique(rows, return_inverse=True)
-                values = self._file[field.name][sorted_rows][place]
+            try:
+                if rows is None:
+                    values = self._file[field.name][:]
+                else:  # HDF5 wants them in order, and once
+                    sorted_rows, place = np.unique(rows, return_inverse=True)
+                    values = self._file[field.name][sorted_rows][place]
+            except OSError as error:
+                name = self._file.filename
+                raise UserError(f"{name}: cannot be read ({one_line(error)})") from None
             arrays.append(from_array(values, field))
         return pa.table(arrays, schema=pa.schema(fields, self.schema.metadata))

@@ -76,49 +76,64 @@ def write_index(folder: Path, parts: Sequence[Ids]) -> Duplicates:
     return found
 
 
-class Index:
-    """The index of a table.
-
-    Args:
-        folder: of the table.
+def load_index(folder: Path) -> np.ndarray:
+    """The index of a table's folder: (rows,) of ROW, mapped into memory.
 
     Raises:
         UserError: it has none.
     """
+    path = folder / INDEX
+    try:
+        rows: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({one_line(error)}); tools/export_embeddings.py makes a "
+            "table that has one"
+        ) from None
+    return rows
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / INDEX
-        try:
-            self._rows = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({one_line(error)}); tools/export_embeddings.py makes a "
-                "table that has one"
-            ) from None
 
-    def find(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that may hold some ids: others have the same hash once in 1e19 pairs.
+def make_index(parts: Sequence[Ids]) -> np.ndarray:
+    """The index of some parts, (rows,) of ROW, in memory."""
+    rows = np.concatenate([_hashed(number, part) for number, part in enumerate(parts)])
+    rows.sort(order=["hash", "part", "row"])
+    return rows
 
-        Returns:
-            (matches,) places among the ids, and (matches,) of ROW.
-        """
-        hashes = hash_ids(ids)
-        column = self._rows["hash"]
-        first = np.searchsorted(column, hashes, side="left")
-        counts = np.searchsorted(column, hashes, side="right") - first
-        places = np.repeat(np.arange(len(hashes)), counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return places, self._rows[np.repeat(first, counts) + within]
+
+def find(index: np.ndarray, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that may hold some ids: others have the same hash once in 1e19 pairs.
+
+    Args:
+        index: (rows,) of ROW, sorted.
+        ids: wanted.
+
+    Returns:
+        (matches,) places among the ids, and (matches,) of ROW.
+    """
+    hashes = hash_ids(ids)
+    column = index["hash"]
+    first = np.searchsorted(column, hashes, side="left")
+    counts = np.searchsorted(column, hashes, side="right") - first
+    places = np.repeat(np.arange(len(hashes)), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places, index[np.repeat(first, counts) + within]
+
+
+def _hashed(number: int, part: Ids) -> np.ndarray:
+    """The rows of a part, in its order."""
+    hashes = hash_ids(part.read([ID])[ID].to_numpy(zero_copy_only=False))
+    rows = np.empty(len(hashes), ROW)
+    rows["hash"], rows["part"], rows["row"] = hashes, number, np.arange(len(hashes))
+    return rows
 
 
 def _deal_out(parts: Sequence[Ids], scratch: Path, bits: int) -> None:
     files: list[IO[bytes]] = [_bucket(scratch, number).open("wb") for number in range(1 << bits)]
     try:
         for number, part in enumerate(parts):
-            hashes = hash_ids(part.read([ID])[ID].to_numpy(zero_copy_only=False))
-            rows = np.empty(len(hashes), ROW)
-            rows["hash"], rows["part"], rows["row"] = hashes, number, np.arange(len(hashes))
-            buckets = hashes >> np.uint64(64 - bits) if bits else np.zeros(len(hashes), np.uint64)
+            rows = _hashed(number, part)
+            hashes = rows["hash"]
+            buckets = hashes >> np.uint64(64 - bits) if bits else np.zeros(len(rows), np.uint64)
             order = np.argsort(buckets, kind="stable")
             cuts = np.searchsorted(buckets[order], np.arange(len(files) + 1, dtype=np.uint64))
             for file, first, last in zip(files, cuts, cuts[1:], strict=False):

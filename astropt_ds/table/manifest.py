@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from astropt_ds.errors import UserError
 from astropt_ds.files import replace_durably
 
-MANIFEST = "_manifest.json"
+MANIFEST, FAILURES = "_manifest.json", "_failures.csv"
 FORMAT = "astropt_ds-embeddings-1"
 
 

@@ -16,7 +16,7 @@ from astropt_ds.extras import optional
 from astropt_ds.ids import text_of
 from astropt_ds.table.arrays import to_array
 from astropt_ds.table.formats import FORMATS, Files, format_of
-from astropt_ds.table.index import Index
+from astropt_ds.table.index import find, load_index, make_index
 from astropt_ds.table.manifest import TableManifest
 from astropt_ds.table.schema import FACTS, ID, embeddings_of, facts_of
 
@@ -25,16 +25,16 @@ KINDS = ("pandas", "astropy", "numpy", "arrow")
 
 def read_embeddings(
     path: str | Path,
-    columns: Sequence[str] | None = None,
-    ids: Sequence[Any] | None = None,
+    columns: Sequence[str] | str | None = None,
+    ids: Sequence[Any] | str | bytes | None = None,
     kind: str = "pandas",
 ) -> Any:
     """Read a table of embeddings.
 
     Args:
         path: the folder that tools/embed.py wrote, or a file of tools/export_embeddings.py.
-        columns: their names; the id always comes along. All if None.
-        ids: of the galaxies wanted, in the order wanted. All if None.
+        columns: their names, or one; the id always comes along. All if None.
+        ids: of the galaxies wanted, in the order wanted, or one. All if None.
         kind: of what is returned.
 
     Returns:
@@ -53,7 +53,8 @@ def read_embeddings(
     path = Path(path)
     stored = open_parts(path)
     schema = schema_of(path, stored)
-    names = chosen(path, schema, columns)
+    names = chosen(path, schema, [columns] if isinstance(columns, str) else columns)
+    ids = [ids] if isinstance(ids, str | bytes) else ids
     if ids is None:
         table = pa.concat_tables([part.read(names) for part in stored])
     else:
@@ -113,14 +114,9 @@ def open_parts(path: Path) -> Files:
 
 def _rows_of(path: Path, stored: Files, ids: list[str], names: list[str] | None) -> pa.Table:
     """The rows of some ids, in their order."""
-    if path.is_dir():
-        places, found = Index(path).find(ids)
-        parts, rows = found["part"].astype(np.int64), found["row"].astype(np.int64)
-    else:
-        known = {str(i): row for row, i in enumerate(stored[0].read([ID])[ID].to_pylist())}
-        places = np.array([p for p, i in enumerate(ids) if i in known], np.int64)
-        rows = np.array([known[ids[p]] for p in places], np.int64)
-        parts = np.zeros(len(rows), np.int64)
+    index = load_index(path) if path.is_dir() else make_index(stored)
+    places, found = find(index, ids)
+    parts, rows = found["part"].astype(np.int64), found["row"].astype(np.int64)
     tables, order = [], []
     for part in np.unique(parts).tolist():
         here = np.flatnonzero(parts == part)

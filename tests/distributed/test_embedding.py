@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -104,7 +105,39 @@ def test_ranks_of_torchrun_share_a_table(launch, command, undisturbed, tmp_path)
     done = launch(2, *command, "--output", output)
     assert done.returncode == 0, done.stderr
     assert parts_of(output) == parts_of(undisturbed)
-    assert done.stdout.count("galaxies embedded") == 2
+    assert done.stdout.count("galaxies embedded") == 1  # the first rank speaks
+
+
+def test_tasks_that_meet_at_a_table_that_lacks_parts_all_end_well(command, undisturbed, tmp_path):
+    output, log = tmp_path / "table", tmp_path / "log"
+    shutil.copytree(undisturbed, output)
+    for path in random.Random(0).sample(sorted(output.glob("part-*")), 6):
+        path.unlink()
+    with log.open("w") as file:
+        processes = [start(command, output, file) for _ in range(TASKS)]
+        codes = [process.wait(300) for process in processes]
+    assert codes == [0] * TASKS, log.read_text()
+    assert parts_of(output) == parts_of(undisturbed)
+
+
+def test_tasks_agree_on_a_shard_that_is_missing_and_on_it_when_it_is_there(
+    command, undisturbed, real_shards, tmp_path
+):
+    shards, output, log = tmp_path / "shards", tmp_path / "table", tmp_path / "log"
+    shutil.copytree(real_shards, shards)
+    here = [shards if part == real_shards else part for part in command]
+    path = sorted(shards.glob("train-*.tar"))[1]
+    path.rename(tmp_path / "away")
+    for codes, words in (([2, 2], "could not be looked at"), ([2, 2], "tries them again")):
+        with log.open("w") as file:
+            processes = [start(here, output, file) for _ in range(2)]
+            assert [process.wait(300) for process in processes] == codes, log.read_text()
+        assert log.read_text().count(words) == 2
+    (tmp_path / "away").rename(path)
+    with log.open("w") as file:
+        processes = [start(here, output, file) for _ in range(2)]
+        assert [process.wait(300) for process in processes] == [0, 0], log.read_text()
+    assert parts_of(output) == parts_of(undisturbed)
 
 
 def test_a_ranks_mistake_is_one_line_and_code_2(command, tmp_path):

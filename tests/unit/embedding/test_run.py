@@ -206,7 +206,7 @@ def test_images_of_other_sizes_are_counted_by_reason(job, tmp_path):
     assert failed["images/00003"] == "is 48 x 48 pixels, smaller than 64 x 64"
     assert "cannot be decoded" in failed["images/00005"]
     manifest = json.loads((job().output / "_manifest.json").read_text())
-    assert manifest["failures"]["is N x N pixels, smaller than N x N"] == 1
+    assert manifest["failures"]["is 48 x 48 pixels, smaller than 64 x 64"] == 1
 
 
 def test_an_id_that_is_there_twice_is_counted_named_and_an_error(job, copied):
@@ -243,7 +243,7 @@ def test_embeddings_that_are_no_numbers_or_too_large_are_failures(job, model, tm
         ({"image_size": 80}, "--image-size 80 is more than the images' 64"),
         ({"tokens": 17}, "--tokens 17: 1 to 16"),
         ({"splits": ("tset",)}, "no samples in split 'tset'"),
-        ({"columns": ("mass",)}, "--columns mass: .* has no such label; it has file, id, number"),
+        ({"columns": ("mass",)}, "--columns mass: .* has no such column; it has file, id, number"),
         ({"data": ("https://nowhere/shards",)}, "is remote and needs --cache"),
         ({"survey": {"bands": ("g",)}}, "--bands: .* holds shards"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from astropt_ds.errors import UserError
 from astropt_ds.table import index
-from astropt_ds.table.index import INDEX, Index, write_index
+from astropt_ds.table.index import INDEX, find, load_index, write_index
 
 
 class Ids:
@@ -32,12 +32,12 @@ def places(found):
 def test_every_id_is_found_where_it_is_in_however_many_buckets(tmp_path, monkeypatch, bucket):
     monkeypatch.setattr(index, "BUCKET_ROWS", bucket)
     assert write_index(tmp_path, parts_of(500)).count == 0
-    found = Index(tmp_path)
+    found = load_index(tmp_path)
     for number in (0, 1, 2, 255, 499):
-        assert places(found.find([f"g{number}"])) == {(number % 3, number // 3)}
-    everyone = places(found.find([f"g{i}" for i in range(500)]))
+        assert places(find(found, [f"g{number}"])) == {(number % 3, number // 3)}
+    everyone = places(find(found, [f"g{i}" for i in range(500)]))
     assert everyone == {(i % 3, i // 3) for i in range(500)}
-    assert not places(found.find(["nobody"])) and not places(found.find([]))
+    assert not places(find(found, ["nobody"])) and not places(find(found, []))
     assert [path.name for path in tmp_path.iterdir()] == [INDEX]
 
 
@@ -71,17 +71,17 @@ def test_ids_of_one_hash_are_no_duplicates_and_real_ones_among_them_are(tmp_path
     monkeypatch.setattr(index, "hash_ids", narrow)
     found = write_index(tmp_path, [Ids(["a", "b"]), Ids(["a", "c"])])
     assert found.count == 1 and found.ids == ["a"]
-    assert places(Index(tmp_path).find(["c"])) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert places(find(load_index(tmp_path), ["c"])) == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 def test_a_table_without_rows_has_an_index(tmp_path):
     assert write_index(tmp_path, [Ids([])]).count == 0
-    assert not places(Index(tmp_path).find(["a"]))
+    assert not places(find(load_index(tmp_path), ["a"]))
 
 
 def test_an_index_that_is_lost_or_damaged_is_told(tmp_path):
     with pytest.raises(UserError, match=r"_index.npy: cannot be read .*; tools/export_embeddings"):
-        Index(tmp_path)
+        load_index(tmp_path)
     (tmp_path / INDEX).write_bytes(b"no index")
     with pytest.raises(UserError, match=r"_index.npy: cannot be read"):
-        Index(tmp_path)
+        load_index(tmp_path)

@@ -15,7 +15,7 @@ from astropt_ds.errors import UserError
 from astropt_ds.table import index
 from astropt_ds.table.export import export
 from astropt_ds.table.formats import FORMATS, text_widths
-from astropt_ds.table.index import Index, hash_ids, write_index
+from astropt_ds.table.index import find, hash_ids, load_index, write_index
 from astropt_ds.table.manifest import PartEntry, TableManifest
 from astropt_ds.table.schema import table_schema
 from tests.conftest import REPOSITORY
@@ -131,7 +131,7 @@ def test_ids_of_the_same_hash_are_told_apart(tmp_path, monkeypatch):
     assert read_embeddings(tmp_path / "table", ids=["g150", "g3"])["n"].tolist() == [150, 3]
     with pytest.raises(UserError, match="holds no galaxy 'g200'"):
         read_embeddings(tmp_path / "table", ids=["g200"])
-    assert len(Index(tmp_path / "table").find(["g3"])[0]) > 1
+    assert len(find(load_index(tmp_path / "table"), ["g3"])[0]) > 1
 
 
 def test_the_index_needs_no_more_memory_for_more_rows(tmp_path, monkeypatch):
