@@ -137,7 +137,9 @@ def test_tasks_agree_on_a_shard_that_is_missing_and_on_it_when_it_is_there(
     with log.open("w") as file:
         processes = [start(here, output, file) for _ in range(2)]
         assert [process.wait(300) for process in processes] == [0, 0], log.read_text()
-    assert parts_of(output) == parts_of(undisturbed)
+    # the files say where their galaxies came from, which is a copy here
+    one, other = (read_embeddings(folder, kind="numpy") for folder in (output, undisturbed))
+    assert (one == other).all() and len(one)
 
 
 def test_a_ranks_mistake_is_one_line_and_code_2(command, tmp_path):

@@ -173,9 +173,17 @@ def test_what_cannot_be_is_refused_in_a_line(options, words):
         Embedder(tiny(), **options).embed(images())
 
 
+def test_a_list_of_images_is_as_good_as_an_array():
+    embedder, x = Embedder(tiny()), images()
+    assert np.array_equal(embedder.embed(list(x)), embedder.embed(x))
+
+
 def test_images_that_do_not_fit_the_model_are_refused():
     embedder = Embedder(tiny())
     for x, words in (
+        ([images()[0], images(64)[0]], "images of several sizes"),
+        (np.array([None] * 3), "images of object"),
+        (np.full((1, 64, 64, 3), np.nan), "not finite"),
         (images()[0], "shape"),
         (images(100), "no whole number of 16-pixel patches"),
         (images(528, 1), "1089 tokens; the model reads 1024 at most"),

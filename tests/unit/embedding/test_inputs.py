@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -213,3 +214,118 @@ def test_a_folder_of_nothing_known_is_refused(job, tmp_path):
         UserError, match=r"neither shards \(no manifest.json, .*\) nor files .parquet"
     ):
         embed(job(data=(str(tmp_path / "notes"),)), print)
+
+
+def hub_file(path, images, **columns):
+    pq.write_table(pa.table({"image": images, **columns}), path)
+    return str(path)
+
+
+def test_a_column_that_is_empty_at_first_has_the_type_of_its_file(job, images, tmp_path):
+    gaps = [None] * (COUNT - 1) + [0.5]
+    big = [None] * (COUNT - 1) + [2**60 + 1]
+    data = hub_file(tmp_path / "s.parquet", images, id=list(range(COUNT)), z=gaps, objid=big)
+    embed(job(data=(data,), columns=("z", "objid")), lambda line: None)
+    arrow = read_embeddings(job().output, kind="arrow")
+    assert (arrow["z"].type, arrow["objid"].type) == (pa.float64(), pa.int64())
+    last = table_of(job(data=(data,), columns=("z", "objid"))).loc[str(COUNT - 1)]
+    assert last.z == 0.5 and last.objid == 2**60 + 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "shards"])
+def test_a_catalogue_that_lacks_a_galaxy_leaves_its_own_position_alone(job, images, tmp_path, kind):
+    ids = [f"g{i}" for i in range(COUNT)]
+    if kind == "parquet":
+        data = hub_file(tmp_path / "s.parquet", images, id=ids, ra=np.arange(COUNT) + 0.5)
+    else:
+        from astropt_ds.ingest.job import Job
+        from astropt_ds.ingest.make import make_shards
+
+        source = hub_file(tmp_path / "s.parquet", images, id=ids, ra=np.arange(COUNT) + 0.5)
+        make_shards(Job(output=tmp_path / "shards", parquet=(Path(source),)))
+        data = str(tmp_path / "shards")
+    pd.DataFrame({"id": ["g3"], "ra": [200.0], "z": [1.5]}).to_csv(tmp_path / "c.csv", index=False)
+    table = table_of(job(data=(data,), survey={"catalogue": tmp_path / "c.csv"}))
+    assert table.loc["g3", "ra"] == 200 and table.loc["g3", "z"] == 1.5
+    assert table.loc["g4", "ra"] == 4.5 and np.isnan(table.loc["g4", "z"])
+
+
+def test_ids_of_another_column_and_another_catalogue_are_another_table(job, images, tmp_path):
+    ids = {"id": [f"a{i}" for i in range(COUNT)], "objid": [f"b{i}" for i in range(COUNT)]}
+    data = (hub_file(tmp_path / "s.parquet", images, **ids),)
+    (tmp_path / "sky").mkdir()
+    frame = pd.DataFrame({**ids, "z": 1.0})
+    frame.to_parquet(tmp_path / "sky" / "1.parquet")
+    survey = {"catalogue": tmp_path / "sky"}
+    embed(job(data=data, survey=survey), lambda line: None)
+    for other, words in (
+        ({**survey, "id_column": "objid"}, "--id-column None, not objid"),
+        ({**survey, "catalogue_id_column": "id"}, "--catalogue-id-column None, not id"),
+        ({}, "--catalogue"),
+    ):
+        with pytest.raises(UserError, match=words):
+            embed(job(data=data, survey=other), lambda line: None)
+    frame.assign(z=2.0).to_parquet(tmp_path / "sky" / "1.parquet")
+    with pytest.raises(UserError, match="--catalogue"):
+        embed(job(data=data, survey=survey), lambda line: None)
+
+
+def test_a_file_that_shrinks_under_way_leaves_failures_and_no_nameless_galaxies(
+    job, images, expected, tmp_path, monkeypatch
+):
+    from astropt_ds.ingest.parquet import ParquetFiles
+
+    read = ParquetFiles.read
+
+    def short(self, rows, facts):  # what a file gives that has been replaced meanwhile
+        return (pair for pair in read(self, rows, facts) if pair[0]["__row__"] != 7)
+
+    monkeypatch.setattr(ParquetFiles, "read", short)
+    data = (hub_file(tmp_path / "s.parquet", images, id=[str(i) for i in range(COUNT)]),)
+    with pytest.raises(UserError, match="1 galaxies could not be looked at"):
+        embed(job(data=data), lambda line: None)
+    monkeypatch.undo()
+    check(table_of(job(data=data)), expected, [str(i) for i in range(COUNT)])
+
+
+def test_images_of_several_sizes_are_told_before_they_are_cut(job, tmp_path):
+    (tmp_path / "set").mkdir()
+    for i, side in enumerate([64] * 9 + [96] * 3):
+        (tmp_path / "set" / f"{i:02d}.jpg").write_bytes(simplejpeg.encode_jpeg(blob(i, side)))
+    said = []
+    embed(job(data=(str(tmp_path / "set"),)), said.append)
+    assert "9 of 64, 3 of 96 pixels" in said[0] and "--image-size chooses another" in said[0]
+    assert "of 64 pixels" in said[1]
+    said.clear()
+    embed(job(data=(str(tmp_path / "set"),), output=tmp_path / "other", image_size=48), said.append)
+    assert len(said) == 1
+
+
+def test_ids_as_windows_writes_them_and_from_folders_are_read(job, images, expected, tmp_path):
+    data = (hub_file(tmp_path / "s.parquet", images, id=[f"g{i}" for i in range(COUNT)]),)
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfg3\r\n\r\n g5 \r\n")
+    check(table_of(job(data=data, ids=tmp_path / "ids.txt")), expected[[3, 5]], ["g3", "g5"])
+    (tmp_path / "ids").mkdir()
+    pd.DataFrame({"id": ["g9"]}).to_parquet(tmp_path / "ids" / "1.parquet")
+    other = job(data=data, ids=tmp_path / "ids", output=tmp_path / "other")
+    check(table_of(other), expected[[9]], ["g9"])
+    with pytest.raises(UserError, match="--ids .*nowhere.csv: cannot be read"):
+        embed(job(data=data, ids=tmp_path / "nowhere.csv"), print)
+
+
+def test_a_column_of_the_tables_own_name_is_refused(job, images, tmp_path):
+    data = (hub_file(tmp_path / "s.parquet", images, id=list(range(COUNT))),)
+    frame = pd.DataFrame({"id": range(COUNT), "embedding": 1.0})
+    frame.to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(UserError, match="column embedding: the table has its own"):
+        embed(job(data=data, survey={"catalogue": tmp_path / "c.csv"}), print)
+
+
+def test_an_absent_column_is_answered_by_those_there_are_in_files_and_catalogue(
+    job, images, tmp_path
+):
+    data = (hub_file(tmp_path / "s.parquet", images, id=list(range(COUNT)), mag=[1.0] * COUNT),)
+    pd.DataFrame({"id": range(COUNT), "z": 1.0}).to_csv(tmp_path / "c.csv", index=False)
+    survey = {"catalogue": tmp_path / "c.csv"}
+    with pytest.raises(UserError, match="--columns mass: .* it has id, mag, z"):
+        embed(job(data=data, survey=survey, columns=("mass",)), print)

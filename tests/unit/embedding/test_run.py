@@ -220,6 +220,19 @@ def test_an_id_that_is_there_twice_is_counted_named_and_an_error(job, copied):
     assert json.loads((job().output / "_manifest.json").read_text())["duplicates"] == count
 
 
+def test_a_part_that_was_damaged_where_it_lies_is_told_when_it_is_read(job):
+    embed(job(), quiet)
+    path = sorted(job().output.glob("part-*"))[2]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
+        read_embeddings(job().output)
+    path.unlink()
+    embed(job(), quiet)
+    assert len(read_embeddings(job().output)) == 150
+
+
 def test_embeddings_that_are_no_numbers_or_too_large_are_failures(job, model, tmp_path):
     from astropt_ds import save_model
 
@@ -240,6 +253,9 @@ def test_embeddings_that_are_no_numbers_or_too_large_are_failures(job, model, tm
         ({"limit": 0}, "--limit 0: 1 or more"),
         ({"workers": -1}, "--workers -1: auto, or 0 or more"),
         ({"image_size": 65}, "--image-size 65: .* a multiple of 16 up to 64"),
+        ({"image_size": 0}, "--image-size 0: "),
+        ({"cache": "c", "cache_gb": 0.0}, "--cache-gb 0: above 0"),
+        ({"file_format": "fits", "dtype": "float16"}, "--format fits: has no float16; --dtype"),
         ({"image_size": 80}, "--image-size 80 is more than the images' 64"),
         ({"tokens": 17}, "--tokens 17: 1 to 16"),
         ({"splits": ("tset",)}, "no samples in split 'tset'"),

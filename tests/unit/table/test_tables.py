@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
@@ -17,7 +18,7 @@ from astropt_ds.table.export import export
 from astropt_ds.table.formats import FORMATS, text_widths
 from astropt_ds.table.index import find, hash_ids, load_index, write_index
 from astropt_ds.table.manifest import PartEntry, TableManifest
-from astropt_ds.table.schema import table_schema
+from astropt_ds.table.schema import recast, table_schema
 from tests.conftest import REPOSITORY
 
 FACTS = {"model": "ab" * 32, "tokens": 64}
@@ -187,6 +188,40 @@ def test_a_single_file_is_exported_in_pieces_and_facts_go_along(table, tmp_path,
     export(tmp_path / "one.arrow", tmp_path / "again", "parquet")
     assert read_embeddings(tmp_path / "again").attrs == FACTS
     assert read_embeddings(tmp_path / "again")["n"].tolist() == list(range(1001))
+
+
+def test_float16_goes_to_fits_as_float32_and_failures_go_along(tmp_path):
+    half = recast(
+        piece(0, 9),
+        table_schema({"ra": pa.float64(), "n": pa.int64()}, {"embedding": (8,)}, "float16", FACTS),
+    )
+    make(tmp_path / "table", [half])
+    (tmp_path / "table" / "_failures.csv").write_text("id,file,reason\n")
+    export(tmp_path / "table", tmp_path / "t.fits")
+    assert Table.read(tmp_path / "t.fits")["embedding"].dtype == ">f4"
+    export(tmp_path / "table", tmp_path / "parts", "fits")
+    assert (tmp_path / "parts" / "_failures.csv").read_text() == "id,file,reason\n"
+    found = read_embeddings(tmp_path / "parts", ids="g3", columns="embedding", kind="numpy")
+    assert found["embedding"].tolist() == [[3.0] * 8]
+
+
+def test_files_of_others_are_refused_in_a_line(tmp_path):
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="none.parquet: no table of embeddings"):
+        export(tmp_path / "none.parquet", tmp_path / "x.npy")
+    pq.write_table(pa.table({"n": pa.array([1], pa.int32()), "id": ["a"]}), tmp_path / "i.parquet")
+    with pytest.raises(UserError, match="i.parquet: column 'n' holds int32; embeddings, string"):
+        export(tmp_path / "i.parquet", tmp_path / "x.npy")
+    pq.write_table(pa.table({"n": [1], "id": ["a"]}), tmp_path / "j.parquet")
+    export(tmp_path / "j.parquet", tmp_path / "x.npy")
+    assert read_embeddings(tmp_path / "x.npy").to_dict("list") == {"id": ["a"], "n": [1]}
+
+
+def test_all_rows_of_an_id_are_found_in_a_folder_and_in_a_file(tmp_path):
+    make(tmp_path / "table", [piece(0, 9), piece(3, 5)])
+    export(tmp_path / "table", tmp_path / "one.parquet")
+    for path in (tmp_path / "table", tmp_path / "one.parquet"):
+        assert read_embeddings(path, ids=["g4", "g1"])["n"].tolist() == [4, 4, 1]
 
 
 def test_columns_may_be_left_out_of_an_export(table, tmp_path):
