@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL = ".partial"
+
 
 def sha256_file(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
@@ -53,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Its name is nobody else's, should two processes be at the same file, and begins with ``_``, by
     which readers of data sets know what is no part of one.
     """
-    partial = path.with_name(f"_{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f"_{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         yield partial
         sync_file(partial)
@@ -61,6 +63,12 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the files that killed processes were :func:`replacing` in a folder."""
+    for path in folder.glob(f"_*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -74,7 +82,7 @@ def staged(final: Path) -> Iterator[Path]:
     """
     if final.exists():
         raise FileExistsError(errno.EEXIST, "exists already", str(final))
-    partial = final.with_name(final.name + ".partial")
+    partial = final.with_name(final.name + PARTIAL)
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.mkdir()

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import pyarrow as pa
 
 from astropt_ds.embedding.galaxies import Failure
-from astropt_ds.files import replace_durably, replacing, sha256_file
+from astropt_ds.files import replace_durably, replacing, sha256_file, sweep
 from astropt_ds.table.formats import FORMATS, text_widths
 from astropt_ds.table.index import SCRATCH
 
@@ -115,8 +115,7 @@ class Parts:
     def sweep(self) -> None:
         """Remove what tasks that were killed have left half written."""
         for folder in (self.folder, self.folder / RECORDS):
-            for path in folder.glob("_*.partial"):
-                path.unlink(missing_ok=True)
+            sweep(folder)
         for path in self.folder.glob(f"{SCRATCH}*"):
             shutil.rmtree(path, ignore_errors=True)
 

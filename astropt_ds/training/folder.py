@@ -12,7 +12,7 @@ from typing import IO
 
 from astropt_ds.config_run import RunConfig
 from astropt_ds.errors import UserError, say
-from astropt_ds.files import replace_durably, write_durably
+from astropt_ds.files import replace_durably, sweep, write_durably
 from astropt_ds.training.checkpoint import POINTER
 from astropt_ds.training.metrics import METRICS
 from astropt_ds.training.ranks import Ranks
@@ -50,6 +50,7 @@ class RunFolder:
             if ranks.main:
                 self._check(config.resume)
                 self._lock = self._take_lock()
+                sweep(self.path)
         self._check_shared(ranks)
 
     def mark(self, name: str, text: str) -> None:

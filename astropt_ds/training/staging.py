@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from astropt_ds.errors import UserError
-from astropt_ds.files import sha256_file, sync_file, sync_folder
+from astropt_ds.files import PARTIAL, sha256_file, sync_file, sync_folder
 from astropt_ds.training.fragments import Fragment
 from astropt_ds.training.ranks import Ranks
 
-PARTIAL, DOOMED = ".partial", ".old"
+DOOMED = ".old"
 
 
 @contextmanager

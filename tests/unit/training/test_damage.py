@@ -171,7 +171,6 @@ def test_what_a_killed_run_left_is_ignored_and_gone_after_the_next_save(ranks, r
         half_written(run / "checkpoints" / name, file)
     # all of it was written, but for the name
     shutil.copytree(paths(run)[1], run / "checkpoints" / "step-00000015.partial")
-    (run / "latest.partial").write_text("st")
     assert find_start(CONFIG, run, ranks) == Start(paths(run)[1], None, [])
     saved = checkpoint.save(run, 9, fragments(), {"origin": None}, ranks)
     assert find_start(CONFIG, run, ranks) == Start(saved, None, [])

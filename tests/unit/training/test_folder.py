@@ -47,6 +47,18 @@ def test_the_folder_of_a_killed_run_is_free(ranks, tmp_path, monkeypatch):
     other.wait()
 
 
+def test_what_a_killed_run_was_writing_is_gone(ranks, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    script = "import os, pathlib, sys; from astropt_ds.files import replace_durably; "
+    script += "os.replace = lambda *_: os.kill(os.getpid(), 9); "
+    script += "replace_durably(pathlib.Path(sys.argv[1]), 'step-00000001')"
+    subprocess.run([sys.executable, "-c", script, run / "latest"])
+    assert [path.suffix for path in run.iterdir()] == [".partial"]
+    RunFolder(RunConfig(dir=str(run)), ranks).close()
+    assert [path.name for path in run.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("where", ["file/run", "file"])
 def test_where_no_folder_can_be_is_told(ranks, tmp_path, where):
     (tmp_path / "file").write_text("")
