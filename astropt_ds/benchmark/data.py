@@ -39,6 +39,14 @@ class Stamps:
     name: str
     files: list[Path]
 
+    def copy_to(self, folder: Path) -> list[Path]:
+        """Copies in a new folder, named by number."""
+        folder.mkdir()
+        names = [folder / f"{number:06d}.jpg" for number in range(len(self.files))]
+        for file, name in zip(self.files, names, strict=True):
+            shutil.copy(file, name)
+        return names
+
 
 def measure_data(stamps: Stamps, rounds: int, against: bool, scratch: Path) -> dict[str, Any]:
     """CPU milliseconds an image of every part, and the ratios that are claimed.
@@ -50,10 +58,7 @@ def measure_data(stamps: Stamps, rounds: int, against: bool, scratch: Path) -> d
         scratch: an empty folder.
     """
     images = scratch / "images"
-    images.mkdir()
-    files = [images / f"{i:06d}.jpg" for i in range(len(stamps.files))]
-    for source, file in zip(stamps.files, files, strict=True):
-        shutil.copy(source, file)
+    files = stamps.copy_to(images)
     job = Job(images=images, output=scratch / "shards", val_fraction=0.1, test_fraction=0)
     make_shards(job, say=_quiet)
     with _loader(scratch, 0) as none, _loader(scratch, 2) as some:

@@ -22,7 +22,8 @@ from astropt_ds.convert.load import save_model
 from astropt_ds.data.centre import decode_centre
 from astropt_ds.data.decode import decode
 from astropt_ds.embedding.job import EmbedJob
-from astropt_ds.embedding.run import embed, make_embedder, open_reader, prepare
+from astropt_ds.embedding.prepare import make_embedder, open_reader, prepare
+from astropt_ds.embedding.run import embed
 from astropt_ds.errors import UserError
 from astropt_ds.flops import embedding_flops
 from astropt_ds.ingest.job import Job
@@ -53,10 +54,7 @@ def measure_embedding(stamps: Stamps, rounds: int, against: bool, scratch: Path)
     """
     torch.set_num_threads(1)
     images = scratch / "images"
-    images.mkdir()
-    files = [images / f"{i:06d}.jpg" for i in range(len(stamps.files))]
-    for source, file in zip(stamps.files, files, strict=True):
-        shutil.copy(source, file)
+    files = stamps.copy_to(images)
     shards = Job(images=images, output=scratch / "shards", val_fraction=0, test_fraction=0)
     make_shards(shards, say=_quiet)
     models = {name: _model(name) for name in (SMALL, *LARGE)}

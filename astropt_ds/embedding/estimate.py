@@ -10,7 +10,7 @@ from contextlib import closing
 import torch
 
 from astropt_ds.embedding.job import EmbedJob
-from astropt_ds.embedding.run import Prepared, make_embedder, open_reader, prepare
+from astropt_ds.embedding.prepare import Prepared, make_embedder, open_reader, prepare
 
 TRIAL_S = 10.0  # that galaxies are embedded on trial, about
 BYTES = {"float32": 4, "float16": 2}

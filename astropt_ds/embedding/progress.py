@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import sys
 import time
 
 from tqdm import tqdm
@@ -53,7 +52,6 @@ class Progress:
                 left = f", {datetime.timedelta(seconds=seconds)} left"
             with contextlib.suppress(OSError):  # a full disk under the log is no reason to end
                 print(f"{done:,} of {self._total:,} galaxies, {rate:,.1f}/s{left}", flush=True)
-                sys.stdout.flush()
 
     def close(self) -> None:
         """Leave the bar as it is."""

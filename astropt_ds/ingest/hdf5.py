@@ -21,12 +21,7 @@ from astropt_ds.data.decode import BadImageError
 from astropt_ds.errors import UserError, one_line
 from astropt_ds.extras import optional
 from astropt_ds.ids import text_of
-from astropt_ds.ingest.cells import (
-    ID_COLUMNS,
-    id_column,
-    plain,
-    texts,
-)
+from astropt_ds.ingest.cells import ID_COLUMNS, id_column, plain, texts
 from astropt_ds.ingest.source import (
     FILE,
     ID,

@@ -16,13 +16,7 @@ from astropt_ds.errors import UserError
 from astropt_ds.extras import optional
 from astropt_ds.ingest import splits
 from astropt_ds.ingest.job import Job
-from astropt_ds.ingest.source import (
-    FILE,
-    ID,
-    ROW,
-    Facts,
-    Row,
-)
+from astropt_ds.ingest.source import FILE, ID, ROW, Facts, Row
 from astropt_ds.ingest.survey import BESIDE, Survey, open_survey
 
 SPLIT = "__split__"

@@ -15,12 +15,7 @@ from astropt_ds.ingest.hdf5 import HDF5Files
 from astropt_ds.ingest.images import ImageFolder
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.parquet import ParquetFiles
-from astropt_ds.ingest.source import (
-    FILE,
-    ID,
-    Needed,
-    Source,
-)
+from astropt_ds.ingest.source import FILE, ID, Needed, Source
 
 BESIDE = "__beside__"  # the row of the catalogue that is about the image; -1 if none is
 

@@ -27,12 +27,7 @@ from astropt_ds.errors import UserError
 from astropt_ds.files import write_durably
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.plan import SPLIT, Plan
-from astropt_ds.ingest.source import (
-    FILE,
-    ID,
-    ROW,
-    Source,
-)
+from astropt_ds.ingest.source import FILE, ID, ROW, Source
 
 RECORDS = "records"
 JOB = "job.json"  # among the records: what the shards are made of

@@ -12,26 +12,14 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from astropt_ds.data.decode import (
-    JPEG_MAGIC,
-    BadImageError,
-    check_finite,
-    decode,
-    encode_fluxes,
-)
+from astropt_ds.data.decode import JPEG_MAGIC, BadImageError, check_finite, decode, encode_fluxes
 from astropt_ds.data.manifest import MAX_SIDE
 from astropt_ds.data.rejected import Rejected
 from astropt_ds.data.shards import Sample, write_shard
 from astropt_ds.data.stretch import Stretch
 from astropt_ds.ingest.cells import key_of, labels_of
 from astropt_ds.ingest.plan import Part, place_of
-from astropt_ds.ingest.source import (
-    FILE,
-    ID,
-    Facts,
-    Picture,
-    Source,
-)
+from astropt_ds.ingest.source import FILE, ID, Facts, Picture, Source
 from astropt_ds.ingest.survey import BESIDE
 from astropt_ds.ingest.unfinished import save_record
 

@@ -23,12 +23,7 @@ from astropt_ds.data.reader import Fault
 from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
 from astropt_ds.tokens import standardise
-from astropt_ds.training.fragments import (
-    Fragment,
-    fragments,
-    refresh,
-    set_optimizer_step,
-)
+from astropt_ds.training.fragments import Fragment, fragments, refresh, set_optimizer_step
 from astropt_ds.training.health import Health
 from astropt_ds.training.ranks import Ranks
 

@@ -144,7 +144,7 @@ def test_what_is_no_image_is_refused_as_by_the_whole_decode(data):
     assert str(found.value) == str(expected.value)
 
 
-def test_a_strict_decode_finds_every_truncation_and_the_other_those_above_the_centres_end():
+def test_a_strict_decode_finds_every_truncation_where_the_other_reads_on_for_its_centre():
     data, image = jpeg(noise(256, 256)), None
     image = centre_crop(decode(data), 64)
     for length in range(400, len(data) - 2, 997):

@@ -8,12 +8,7 @@ from hypothesis import strategies as st
 
 from astropt_ds.errors import UserError
 from astropt_ds.ids import text_of
-from astropt_ds.ingest.cells import (
-    id_column,
-    key_of,
-    labels_of,
-    plain,
-)
+from astropt_ds.ingest.cells import id_column, key_of, labels_of, plain
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 
