@@ -42,6 +42,9 @@ def main(arguments: list[str]) -> None:
     print(f"{job.output}: {manifest.rows:,} of {manifest.asked:,} galaxies embedded")
     for reason, count in manifest.failures.items():
         print(f"{count:,} left out: {reason}")
+    if manifest.unlisted:
+        where = survey["catalogue"]
+        print(f"warning: {manifest.unlisted:,} galaxies are not in --catalogue {where}")
     if manifest.failures:
         print(f"each is listed in {job.output / FAILURES}")
 

@@ -15,6 +15,10 @@ from astropt_ds.data.split import Split
 from astropt_ds.data.tars import BadTarError, members, padded
 
 
+class DamagedError(BadImageError):
+    """A shard does not hold what its index says: another copy of it may."""
+
+
 class OpenShards:
     """Reads from shards, which stay open: so many at most, those used last.
 
@@ -45,16 +49,16 @@ class OpenShards:
         """The bytes of a row's image.
 
         Raises:
-            BadImageError: they are not those that the index describes.
+            DamagedError: they are not those that the index describes.
             OSError: they cannot be read.
         """
         entry = split.index[row]
         size, offset = int(entry["size"]), int(entry["offset"])
         data = os.pread(descriptor, size, offset)
         if len(data) != size:
-            raise BadImageError(f"ends after {len(data)} of {size} bytes")
+            raise DamagedError(f"ends after {len(data)} of {size} bytes")
         if zlib.crc32(data) != int(entry["crc32"]):
-            raise BadImageError("its bytes do not match the checksum in the index")
+            raise DamagedError("its bytes do not match the checksum in the index")
         return data
 
     def close(self) -> None:
@@ -92,7 +96,7 @@ def read_labels(
                 if member.suffix == "json" and not member.link:
                     found[member.key] = os.pread(descriptor, member.size, member.offset)
         except BadTarError as error:
-            problem = BadImageError(f"what lies beside it cannot be found ({error})")
+            problem = DamagedError(f"the shard is damaged near it ({error})")
     for row in rows:
         key = split.index[row]["key"].decode("utf-8", "surrogateescape")
         if key in found:

@@ -16,7 +16,7 @@ from astropt_ds.embedding.plan import Plan
 from astropt_ds.errors import UserError
 from astropt_ds.files import replacing
 from astropt_ds.table.formats import Files
-from astropt_ds.table.index import write_index
+from astropt_ds.table.index import INDEX, write_index
 from astropt_ds.table.manifest import FAILURES, FORMAT, MANIFEST, PartEntry, TableManifest
 
 REASONS = 50  # that are counted apart
@@ -48,9 +48,10 @@ def finish(plan: Plan, parts: Parts, claims: Claims, missing: list[str]) -> Tabl
 
 
 def current(parts: Parts) -> TableManifest | None:
-    """The manifest, unless a part was written after it."""
+    """The manifest, unless a part was written after it, or the index is gone."""
     try:
         written = (parts.folder / MANIFEST).stat().st_mtime_ns
+        (parts.folder / INDEX).stat()
     except FileNotFoundError:
         return None
     with os.scandir(parts.folder / RECORDS) as records:
@@ -84,7 +85,7 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
     reasons: Counter[str] = Counter()
     whole: dict[str, str] = {}  # the reason that all of a kind share
     entries, files = [], []
-    unreachable = 0
+    unreachable = unlisted = 0
     with (
         replacing(parts.folder / FAILURES) as partial,
         partial.open("w", newline="", errors="backslashreplace") as output,
@@ -109,6 +110,7 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
                 if whole.setdefault(kind, failure.reason) != failure.reason:
                     whole[kind] = kind
             unreachable += record.unreachable
+            unlisted += record.unlisted
         listed.writerows((identifier, "", MISSING) for identifier in missing)
         if missing:
             reasons[MISSING], whole[MISSING] = len(missing), MISSING
@@ -123,6 +125,7 @@ def _write(plan: Plan, parts: Parts, missing: list[str]) -> TableManifest:
         asked=plan.rows + len(missing),
         failures=counted,
         unreachable=unreachable,
+        unlisted=unlisted,
         duplicates=duplicates.count,
         duplicated=duplicates.ids,
         parts=entries,

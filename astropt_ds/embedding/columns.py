@@ -56,16 +56,24 @@ def settle(
     known = [name for name in dict.fromkeys([*present, *(beside.present if beside else ())])]
     for name in asked:
         if name not in found and name != ID and name.lower() not in SKY:
-            raise UserError(
-                f"--columns {name}: {where} has no such column; it has {', '.join(known)}"
-            )
+            has = ", ".join(known) or "none"
+            raise UserError(f"--columns {name}: {where} has no such column; it has {has}")
     return found
 
 
-def add(cells: Sequence[dict[str, Any]], beside: Beside | None, ids: Sequence[str]) -> None:
-    """Put what a catalogue knows of some galaxies beside, and before, what their labels say."""
-    for known, more in zip(cells, beside.cells(ids) if beside else (), strict=False):
-        known.update({name: value for name, value in more.items() if value is not None})
+def add(cells: Sequence[dict[str, Any]], beside: Beside | None, ids: Sequence[str]) -> int:
+    """Put what a catalogue knows of some galaxies beside, and before, what their labels say.
+
+    Returns:
+        How many it has no row of.
+    """
+    if beside is None:
+        return 0
+    unlisted = 0
+    for known, more in zip(cells, beside.cells(ids), strict=True):
+        unlisted += more is None
+        known.update({name: value for name, value in (more or {}).items() if value is not None})
+    return unlisted
 
 
 def type_of(column: str, values: Iterable[Any]) -> pa.DataType:
@@ -138,13 +146,12 @@ class Beside:
         """Of the columns, by their names in the table."""
         return {str(name): type_of_cells(str(name), column) for name, column in self._table.items()}
 
-    def cells(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """What is known of each galaxy; nulls where the catalogue has no row."""
+    def cells(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        """What is known of each galaxy; None where the catalogue has no row."""
         places = self._ids.get_indexer(pd.Index(pd.Series(list(ids), dtype=object)))
         rows = self._table.iloc[places[places >= 0]].to_dict("records")
         found = iter({str(name): plain(value) for name, value in row.items()} for row in rows)
-        unknown = dict.fromkeys(map(str, self._table))
-        return [dict(unknown) if place < 0 else next(found) for place in places]
+        return [None if place < 0 else next(found) for place in places]
 
 
 def type_of_cells(name: str, column: pd.Series) -> pa.DataType:

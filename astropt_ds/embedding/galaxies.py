@@ -16,7 +16,7 @@ class Failure(NamedTuple):
     id: str
     file: str  # where its image lies
     reason: str
-    unreachable: bool = False  # its image could not be looked at: another time it may be
+    unreachable: bool = False  # its image was not to be had as it was written: it may be later
 
 
 class Reading(NamedTuple):
@@ -26,11 +26,13 @@ class Reading(NamedTuple):
         ids: of all of them, in order.
         cells: of each, by the names of the columns carried along.
         failures: by place among them.
+        unlisted: how many the catalogue that goes along does not know.
     """
 
     ids: list[str]
     cells: list[dict[str, Any]]
     failures: dict[int, Failure]
+    unlisted: int = 0
 
 
 class Galaxies(Protocol):

@@ -29,12 +29,14 @@ class Record:
         rows: galaxies that have an embedding.
         bytes, sha256: of the part's file.
         failures: the others.
+        unlisted: galaxies that the catalogue does not know.
     """
 
     rows: int
     bytes: int
     sha256: str
     failures: list[Failure]
+    unlisted: int = 0
 
     @property
     def unreachable(self) -> int:
@@ -98,7 +100,9 @@ class Parts:
             return None
         return stat.st_ino, stat.st_mtime_ns
 
-    def commit(self, part: int, table: pa.Table, failures: Sequence[Failure]) -> None:
+    def commit(
+        self, part: int, table: pa.Table, failures: Sequence[Failure], unlisted: int
+    ) -> None:
         """Write a part, and then its record, in place of those that may be there.
 
         Raises:
@@ -109,7 +113,7 @@ class Parts:
             with self.format.create(partial, table.schema, table.num_rows, widths) as writer:
                 writer.write(table)
             size, digest = partial.stat().st_size, sha256_file(partial)
-        record = Record(table.num_rows, size, digest, list(failures))
+        record = Record(table.num_rows, size, digest, list(failures), unlisted)
         replace_durably(self._record(part), json.dumps(asdict(record)))
 
     def sweep(self) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from astropt_ds.config import DataConfig
 from astropt_ds.data.decode import BadImageError
 from astropt_ds.data.manifest import SPLITS
-from astropt_ds.data.open_shards import OpenShards, read_labels
+from astropt_ds.data.open_shards import DamagedError, OpenShards, read_labels
 from astropt_ds.data.remote import open_store
 from astropt_ds.data.split import Split
 from astropt_ds.data.store import Folder
@@ -124,8 +124,7 @@ class Shards:
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             for split, shard, local in self._by_shard(run):
                 self._read_run(split, shard, local, view, out, reading)
-        add(reading.cells, self._beside, reading.ids)
-        return reading
+        return reading._replace(unlisted=add(reading.cells, self._beside, reading.ids))
 
     def close(self) -> None:
         """Close all files."""
@@ -168,7 +167,8 @@ class Shards:
                 data = self._shards.image(split, int(row), descriptor)
                 view.of_file(data, out[place], self.manifest.nan == "zero", verified=True)
             except (BadImageError, OSError) as error:
-                reading.failures[place] = Failure(identifier, name, str(error))
+                damaged = isinstance(error, (DamagedError, OSError))
+                reading.failures[place] = Failure(identifier, name, str(error), damaged)
                 out[place] = 0
 
     def _by_shard(self, run: np.ndarray) -> Iterator[tuple[Split, int, np.ndarray]]:

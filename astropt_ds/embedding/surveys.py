@@ -191,8 +191,7 @@ class Surveys:
             except BadImageError as error:
                 failures[place] = Failure(row[ID], place_of(row), str(error))
                 out[place] = 0
-        add(cells, self._beside, ids)
-        return Reading(ids, cells, failures)
+        return Reading(ids, cells, failures, add(cells, self._beside, ids))
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -173,7 +173,8 @@ class Task:
             flat = pa.array(values[kept].astype(self.dtype).reshape(-1))
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, math.prod(values.shape[1:]))
         table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
-        self.parts.commit(part, table, [failures[place] for place in sorted(failures)])
+        unlisted = sum(reading.unlisted for reading in readings)
+        self.parts.commit(part, table, [failures[place] for place in sorted(failures)], unlisted)
         self.claims.release(where)
 
     def _unfit(self, ids: Sequence[str], embeddings: dict[str, np.ndarray]) -> dict[int, Failure]:

@@ -34,6 +34,7 @@ class TableManifest(BaseModel):
         asked: galaxies that were to have one.
         failures: how many have none, by reason.
         unreachable: of those, how many could not be looked at, and may be another time.
+        unlisted: galaxies that the catalogue beside them does not know.
         duplicates: rows beyond the first of each id.
         duplicated: some of those ids.
         facts: how the embeddings were made.
@@ -47,6 +48,7 @@ class TableManifest(BaseModel):
     asked: int
     failures: dict[str, int] = {}
     unreachable: int = 0
+    unlisted: int = 0
     duplicates: int = 0
     duplicated: list[str] = []
     facts: dict[str, Any] = {}

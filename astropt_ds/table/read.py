@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ KINDS = ("pandas", "astropy", "numpy", "arrow")
 def read_embeddings(
     path: str | Path,
     columns: Sequence[str] | str | None = None,
-    ids: Sequence[Any] | str | bytes | None = None,
+    ids: Iterable[Any] | str | bytes | int | None = None,
     kind: str = "pandas",
 ) -> Any:
     """Read a table of embeddings.
@@ -54,11 +54,11 @@ def read_embeddings(
     stored = open_parts(path)
     schema = schema_of(path, stored)
     names = chosen(path, schema, [columns] if isinstance(columns, str) else columns)
-    ids = [ids] if isinstance(ids, str | bytes) else ids
     if ids is None:
         table = pa.concat_tables([part.read(names) for part in stored])
     else:
-        table = _rows_of(path, stored, [text_of(i) for i in ids], names)
+        wanted: Iterable[Any] = [ids] if np.isscalar(ids) else ids  # type: ignore[assignment]
+        table = _rows_of(path, stored, [text_of(i) for i in wanted], names)
     return _as_kind(table.replace_schema_metadata(schema.metadata), kind)
 
 

@@ -19,6 +19,9 @@ from astropt_ds import Embedder, read_embeddings, save_model
 from astropt_ds.data.decode import decode
 from astropt_ds.embedding.run import embed
 from astropt_ds.errors import UserError
+from astropt_ds.ingest.job import Job
+from astropt_ds.ingest.make import make_shards
+from astropt_ds.table.manifest import TableManifest
 from tests.conftest import blob
 from tests.unit.embedding.conftest import tiny_model
 
@@ -238,9 +241,6 @@ def test_a_catalogue_that_lacks_a_galaxy_leaves_its_own_position_alone(job, imag
     if kind == "parquet":
         data = hub_file(tmp_path / "s.parquet", images, id=ids, ra=np.arange(COUNT) + 0.5)
     else:
-        from astropt_ds.ingest.job import Job
-        from astropt_ds.ingest.make import make_shards
-
         source = hub_file(tmp_path / "s.parquet", images, id=ids, ra=np.arange(COUNT) + 0.5)
         make_shards(Job(output=tmp_path / "shards", parquet=(Path(source),)))
         data = str(tmp_path / "shards")
@@ -248,6 +248,7 @@ def test_a_catalogue_that_lacks_a_galaxy_leaves_its_own_position_alone(job, imag
     table = table_of(job(data=(data,), survey={"catalogue": tmp_path / "c.csv"}))
     assert table.loc["g3", "ra"] == 200 and table.loc["g3", "z"] == 1.5
     assert table.loc["g4", "ra"] == 4.5 and np.isnan(table.loc["g4", "z"])
+    assert TableManifest.load(job().output).unlisted == COUNT - 1
 
 
 def test_ids_of_another_column_and_another_catalogue_are_another_table(job, images, tmp_path):

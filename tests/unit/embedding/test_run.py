@@ -23,6 +23,7 @@ from astropt_ds.embedding.estimate import estimate
 from astropt_ds.embedding.parts import Parts
 from astropt_ds.embedding.run import embed
 from astropt_ds.errors import RunAgain, UserError
+from astropt_ds.table.index import INDEX
 from tests.conftest import write_images
 from tests.unit.embedding.conftest import tiny_model
 
@@ -162,11 +163,37 @@ def test_a_flipped_byte_is_a_failure_and_never_another_embedding(job, copied, ex
     data = bytearray(path.read_bytes())
     row = split.index[13]
     data[int(row["offset"]) + int(row["size"]) // 2] ^= 1
+    whole = path.read_bytes()
     path.write_bytes(bytes(data))
-    table = table_of(job(data=(str(copied),)))
+    with pytest.raises(UserError, match="1 galaxies could not be looked at"):
+        embed(job(data=(str(copied),)), quiet)
     ((identifier, reason),) = failures_of(job()).items()
     assert "do not match the checksum" in reason
-    check(table, {i: known for i, known in expected.items() if i != identifier})
+    others = {i: known for i, known in expected.items() if i != identifier}
+    check(read_embeddings(job().output, kind="numpy"), others)
+    path.write_bytes(whole)  # a better copy of the shard
+    check(table_of(job(data=(str(copied),))), expected)
+
+
+def test_the_header_of_a_tar_that_is_damaged_costs_no_galaxy_for_good(job, copied, expected):
+    split = Split(open_store(str(copied), DataConfig()), "train")
+    path = copied / split.entry.shards[0].name
+    whole = path.read_bytes()
+    row = split.index[3]
+    header = int(row["offset"]) + -(-int(row["size"]) // 512) * 512
+    path.write_bytes(whole[:header] + b"?" * 512 + whole[header + 512 :])
+    with pytest.raises(UserError, match="could not be looked at"):
+        embed(job(data=(str(copied),)), quiet)
+    assert all("the shard is damaged" in reason for reason in failures_of(job()).values())
+    path.write_bytes(whole)
+    check(table_of(job(data=(str(copied),))), expected)
+
+
+def test_an_index_that_is_gone_is_made_again(job):
+    one = str(table_of(job())["id"][0])
+    (job().output / INDEX).unlink()
+    embed(job(), quiet)
+    assert list(read_embeddings(job().output, ids=one)["id"]) == [one]
 
 
 def test_a_missing_shard_is_counted_and_tried_again_when_it_is_there(job, copied, expected):
@@ -293,8 +320,8 @@ def test_an_output_that_is_something_else_or_cannot_be_written_is_refused(job, t
 def test_a_signal_ends_the_work_and_the_next_call_finishes_it(job, expected, monkeypatch):
     commit = Parts.commit
 
-    def interrupted(self, part, table, failures):
-        commit(self, part, table, failures)
+    def interrupted(self, part, *rest):
+        commit(self, part, *rest)
         if part == 2:
             signal.raise_signal(signal.SIGTERM)
 

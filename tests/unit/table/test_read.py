@@ -90,7 +90,8 @@ def test_ids_may_be_what_a_survey_keeps_them_as(tmp_path):
     rows = read_embeddings(stored, ["embedding"], [7, 12.0, np.int64(12), b"b  ", "b'7'"])
     assert list(rows["id"]) == ["7", "12", "12", "b", "7"]
     assert [e[0] for e in rows["embedding"]] == [1, 0, 0, 2, 1]
-    assert read_embeddings(stored, ids=pd.Series([7]))["id"][0] == "7"
+    for ids in (pd.Series([7]), np.array([7]), 7, {7}):
+        assert list(read_embeddings(stored, ids=ids)["id"]) == ["7"]
 
 
 def test_no_ids_are_no_rows_of_the_same_columns(folder):
