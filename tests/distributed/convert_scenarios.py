@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import deepspeed
@@ -19,6 +18,7 @@ from deepspeed.checkpoint.ds_to_universal import main as ds_to_universal
 
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
+from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
 from astropt_ds.optim import adamw
 from astropt_ds.tokens import standardise
@@ -149,8 +149,8 @@ def make_universal(folder: Path, name: str) -> None:
     ds_to_universal(arguments)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(argv: list[str]) -> None:
+    folder = Path(argv[0])
     with start() as ranks:
         if not (folder / "origin").exists():
             train(folder, ranks)
@@ -175,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)  # its end spares us that of C++ threads

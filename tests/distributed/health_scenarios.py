@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from astropt_ds.errors import run_cli
 from astropt_ds.training.engine import Engine
 from astropt_ds.training.ranks import Ranks, start
 from tests.distributed.scenarios import GLOBAL_IMAGES, build, configuration, share
@@ -96,8 +96,8 @@ def first_step(ranks: Ranks, stage: str) -> dict:
     return {"skipped": skipped, "losses": losses}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(argv: list[str]) -> None:
+    folder = Path(argv[0])
     with start() as ranks:
         out = {
             "skip": {f"{s}-{p}": skipping(ranks, s, p) for s, p in ARRANGEMENTS},
@@ -109,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)  # its end spares us that of C++ threads

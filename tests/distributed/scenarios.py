@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from astropt_ds.config import Config
 from astropt_ds.config_source import load_config
 from astropt_ds.data.batch import Batch
+from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
 from astropt_ds.training import checkpoint
 from astropt_ds.training.engine import Engine, partitioned
@@ -193,9 +193,9 @@ def elastic(folder: Path, ranks: Ranks) -> None:
             (folder / name).write_text(json.dumps(found))
 
 
-def main() -> None:
-    folder, full = Path(sys.argv[1]), "full" in sys.argv[2:]
-    if "back" in sys.argv[2:]:
+def main(argv: list[str]) -> None:
+    folder, full = Path(argv[0]), "full" in argv[1:]
+    if "back" in argv[1:]:
         with start() as ranks:
             elastic(folder, ranks)
             dist.barrier()
@@ -256,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)  # its end spares us that of C++ threads

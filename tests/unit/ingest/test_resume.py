@@ -18,7 +18,7 @@ from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.make import make_shards
 from tests.conftest import REPOSITORY, write_images
 
-IMAGES = 120
+IMAGES = 60
 COUNT = 3  # finished shards to wait for
 
 
@@ -36,6 +36,8 @@ class Command:
             command,
             **{"env": environment, "start_new_session": True, "text": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+            # a shell's background job, which this may be part of, has it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while len(self.finished() - before) < COUNT:
             assert self.process.poll() is None, self.process.stderr.read()
@@ -159,7 +161,7 @@ def test_images_that_changed_since_are_not_mixed_with_those_before(story):
 def test_a_shard_whose_images_have_changed_is_written_again(tmp_path):
     images = tmp_path / "images"
     images.mkdir()
-    for i in range(IMAGES // 2):
+    for i in range(IMAGES):
         Image.fromarray(np.full((1500, 1500, 3), i, np.uint8)).save(images / f"{i:04d}.png")
     job = Job(images=images, output=tmp_path / "shards", samples_per_shard=2)
     command = Command(job)
