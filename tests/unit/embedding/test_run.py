@@ -19,6 +19,7 @@ from astropt_ds.data.decode import decode
 from astropt_ds.data.open_shards import OpenShards, read_labels
 from astropt_ds.data.remote import open_store
 from astropt_ds.data.split import Split
+from astropt_ds.embedding.claims import Claims
 from astropt_ds.embedding.estimate import estimate
 from astropt_ds.embedding.parts import Parts
 from astropt_ds.embedding.run import embed
@@ -338,6 +339,24 @@ def test_a_signal_ends_the_work_and_the_next_call_finishes_it(job, expected, mon
         read_embeddings(job().output)
     monkeypatch.undo()
     assert sorted(table_of(job())["id"]) == sorted(expected)
+
+
+def test_a_part_that_another_task_finishes_before_its_claim_is_not_made_again(
+    job, tmp_path, monkeypatch
+):
+    embed(job(output=tmp_path / "theirs"), quiet)
+    ours, take = job().output, Claims.take
+
+    def late(self, name):
+        if name == "part-000003":
+            for file in (f"{name}.parquet", f"_parts/{name}.json"):
+                os.link(tmp_path / "theirs" / file, ours / file)
+        return take(self, name)
+
+    monkeypatch.setattr(Claims, "take", late)
+    embed(job(), quiet)
+    assert (ours / "part-000003.parquet").samefile(tmp_path / "theirs" / "part-000003.parquet")
+    assert not (ours / "part-000004.parquet").samefile(tmp_path / "theirs" / "part-000004.parquet")
 
 
 def test_half_written_parts_of_killed_tasks_are_swept_away(job):
