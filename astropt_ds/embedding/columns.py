@@ -53,7 +53,7 @@ def settle(
         UserError: one is not.
     """
     found = {**labels, **(beside.types() if beside else {})}
-    known = [name for name in dict.fromkeys([*present, *(beside.present if beside else ())])]
+    known = dict.fromkeys([*present, *(beside.present if beside else ())])
     for name in asked:
         if name not in found and name != ID and name.lower() not in SKY:
             has = ", ".join(known) or "none"

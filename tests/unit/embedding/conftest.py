@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from astropt_ds import save_model
+from astropt_ds.config import DataConfig
 from astropt_ds.config_source import load_config
+from astropt_ds.data.decode import decode
+from astropt_ds.data.open_shards import OpenShards, read_labels
+from astropt_ds.data.remote import open_store
+from astropt_ds.data.split import Split
 from astropt_ds.embedding import plan, reader
 from astropt_ds.embedding.job import EmbedJob
 from astropt_ds.model import AstroPT
@@ -55,3 +62,25 @@ def job(model_folder, shards, tmp_path):
         return EmbedJob(**{**given, "workers": 0, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def expected(model, shards):
+    """Each galaxy's embedding by its id, the plain way."""
+    store, found, opened = open_store(str(shards), DataConfig()), {}, OpenShards(20)
+    for name in ("train", "val", "test"):
+        split = Split(store, name)
+        for row in range(len(split)):
+            descriptor = opened.descriptor(split, split.shard_of(row))
+            image = decode(opened.image(split, row, descriptor))
+            (labels,) = read_labels(descriptor, split, np.array([row]))
+            states = model.hidden_states(model.tokens(image[None]), "last")
+            found[labels["id"]] = (name, states.mean(dim=1)[0].detach().numpy())
+    opened.close()
+    return found
+
+
+@pytest.fixture
+def copied(shards, tmp_path):
+    """Shards that may be damaged."""
+    return shutil.copytree(shards, tmp_path / "copy")
