@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,10 @@ def second(tmp_path_factory) -> Path:
     )
     make_shards(job)
     return job.output
+
+
+@pytest.fixture
+def data(shards, tmp_path):
+    """A copy of the shards, to be damaged."""
+    shutil.copytree(shards, tmp_path / "data")
+    return tmp_path / "data"

@@ -1,75 +1,16 @@
-import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
-import zlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from astropt_ds.data.decode import encode_fluxes
-from astropt_ds.data.manifest import MANIFEST, Manifest, parse_manifest
-from astropt_ds.data.shard_check import ShardTask, chosen
-from astropt_ds.data.shards import Sample, Shard, write_index, write_shard
+from astropt_ds.data.manifest import MANIFEST
+from astropt_ds.data.shards import Sample, write_index, write_shard
 from astropt_ds.data.verify import verify
-from astropt_ds.errors import UserError
-from tests.conftest import REPOSITORY
-
-SHARD = "train-000001.tar"  # of 20 samples, in mid-split
-
-
-@pytest.fixture
-def data(shards, tmp_path):
-    """A copy of the shards, to be damaged."""
-    shutil.copytree(shards, tmp_path / "data")
-    return tmp_path / "data"
-
-
-def faults(folder, **options):
-    """[(file name, key, reason)] of a check."""
-    return [(os.path.basename(f.file), f.key, f.reason) for f in verify(folder, **options).faults]
-
-
-def manifest_of(folder) -> Manifest:
-    return parse_manifest((folder / MANIFEST).read_bytes(), "manifest")
-
-
-def members(folder, shard=SHARD):
-    with tarfile.open(folder / shard) as tar:
-        return tar.getmembers()
-
-
-def change(path, offset, data):
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def flip(path, offset):
-    change(path, offset, bytes([path.read_bytes()[offset] ^ 0x10]))
-
-
-def seal(folder, shard=SHARD, **columns):
-    """Make index and manifest agree with a shard as it is now: as if it had been written so."""
-    manifest = manifest_of(folder)
-    entry = manifest.splits["train"]
-    index = np.load(folder / entry.index)
-    first, parts = 0, []
-    for known in entry.shards:
-        rows = index[first : first + known.samples]
-        first += known.samples
-        data = (folder / known.name).read_bytes()
-        for row in rows if known.name == shard else ():
-            row["crc32"] = zlib.crc32(data[row["offset"] : row["offset"] + row["size"]])
-            for name, value in columns.items():
-                row[name] = value
-        parts.append(Shard(known.name, len(data), hashlib.sha256(data).hexdigest(), rows))
-    splits = {**manifest.splits, "train": write_index(folder, "train", parts)}
-    manifest.model_copy(update={"splits": splits}).save(folder)
+from tests.unit.data.damage import SHARD, change, faults, flip, manifest_of, members, seal
 
 
 def test_sound_shards_have_no_fault_and_are_read_once(data):
@@ -278,86 +219,6 @@ def test_another_size_dtype_or_channel_count_is_told_when_decoded(data):
     declared = "declared is 64 x 64 pixels of 3 channels, uint8"
     reason = f"is 8 x 4 pixels of 1 channels, float32; {declared}"
     assert faults(data, decode=True) == [(SHARD, key, reason)]
-
-
-def task(folder, fraction, seed=0):
-    entry = manifest_of(folder).splits["train"].shards[1]
-    index = folder / "train.index.npy"
-    return ShardTask(folder / SHARD, entry, index, 20, fraction, seed, None)
-
-
-def test_a_share_reads_only_that_share(data):
-    taken = chosen(task(data, 0.1))
-    assert len(taken) == 2
-    all_images = [member for member in members(data) if member.name.endswith(".jpg")]
-    for number in set(range(20)) - set(taken.tolist()):
-        flip(data / SHARD, all_images[number].offset_data + 9)
-    report = verify(data, fraction=0.1)
-    assert report.faults == []
-    assert report.samples < 0.2 * report.listed
-    assert report.bytes_read < 0.3 * verify(data).bytes_read
-    flip(data / SHARD, all_images[taken[0]].offset_data + 9)
-    assert [reason for _, _, reason in faults(data, fraction=0.1)] == [
-        "its bytes do not match their crc32 in the index"
-    ]
-
-
-def test_the_smallest_share_has_a_sample_of_each_shard(data):
-    report = verify(data, fraction=1e-9)
-    assert report.samples == report.shards
-
-
-def test_the_choice_depends_on_the_seed_alone(data):
-    few, many = chosen(task(data, 0.3)), chosen(task(data, 0.6))
-    assert set(few.tolist()) <= set(many.tolist()) and len(set(many.tolist())) == 12
-    moved = replace(task(data, 0.3), path=data / "elsewhere.tar", first=0)
-    assert np.array_equal(few, chosen(moved))
-    assert not np.array_equal(few, chosen(task(data, 0.3, seed=1)))
-
-
-def test_several_processes_find_what_one_does(data):
-    for number, shard in enumerate(sorted(data.glob("*.tar"))):
-        flip(shard, members(data, shard.name)[0].offset_data + 20 + number)
-    assert verify(data, processes=2) == verify(data)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"fraction": 0}, "--fraction 0: above 0, and 1 at most, would be right"),
-        ({"fraction": 1.5}, "--fraction 1.5: above 0"),
-        ({"split": "dev"}, "--split dev: .* holds train, val, test"),
-        ({"processes": 0}, "--processes 0: 1 or more would be right"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(data, options, message):
-    with pytest.raises(UserError, match=message):
-        verify(data, **options)
-
-
-def test_the_command_line_tells_sound_from_damaged_from_no_data_set(data, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, REPOSITORY / "tools/verify_shards.py", "--processes", "1", *arguments],
-            capture_output=True,
-            text=True,
-            env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
-        )
-
-    sound = run(data, "--fraction", "0.5", "--seed", "3")
-    assert sound.returncode == 0 and len(sound.stdout.splitlines()) == 1
-    assert sound.stdout.startswith(f"{data}: no faults; checked ")
-    (data / SHARD).unlink()
-    damaged = run(data)
-    assert damaged.returncode == 1
-    first, last = damaged.stdout.splitlines()
-    assert first == f"{data / SHARD}: missing; the manifest lists it"
-    assert last.startswith(f"{data}: 1 faults; checked 130 of 150 samples")
-    nothing = run(tmp_path)
-    assert nothing.returncode == 2
-    assert nothing.stderr.count("\n") == 1 and f"{tmp_path}: no manifest.json" in nothing.stderr
-    mixed = run(data, "--val", "*")
-    assert mixed.returncode == 2 and mixed.stderr == "error: --val: goes with --index\n"
 
 
 def test_an_image_of_training_among_those_that_measure_is_told(data):
