@@ -1,6 +1,6 @@
 """Pretrain AstroPT: ``python -m astropt_ds.train --config 1m data.path=DIR run.dir=DIR``.
 
-The same command under ``torchrun`` or ``deepspeed --module`` trains on many devices.
+The same command under ``torchrun``, ``deepspeed --module`` or ``srun`` trains on many devices.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from astropt_ds.training.environment import attention_kernel
 from astropt_ds.training.interruption import Interruption
 from astropt_ds.training.ranks import Ranks, check_precision, start, uses_gpu
 from astropt_ds.training.run import Run
+from astropt_ds.training.slurm import adopt_step
 from astropt_ds.training.validation import validate
 
 
 def main(argv: list[str]) -> None:
     """Read the configuration, join the other ranks, train."""
+    adopt_step()
     config = parse_command_line(argv)
     if config is not None:
         # its processes are forked before this one has threads

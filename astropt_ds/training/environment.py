@@ -16,12 +16,14 @@ from astropt_ds.training.ranks import Ranks
 
 PACKAGES = ("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg", "flash-attn")
 
+COMMIT = "commit"  # beside a copy of the package, which slurm/common.sh makes
+
 
 def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
     """The contents of ``environment.json``."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(),
         "commit": _commit(),
         "ranks": ranks.size,
         "device": ranks.device_name,
@@ -30,6 +32,11 @@ def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
         "zero_stage": config.zero.stage,
         "precision": config.precision,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that a run depends on; None where one is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def description(config: Config, ranks: Ranks) -> str:
@@ -60,8 +67,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The git commit of the code that runs, where it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The git commit of the code that runs, where it runs from a checkout or a copy of one."""
+    code = Path(__file__).parents[2]
+    if (code / COMMIT).exists():  # the copy may lie in another repository
+        return (code / COMMIT).read_text().strip()
+    command = ["git", "-C", str(code), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -61,10 +61,11 @@ class Pace:
         """The pace of every rank since the last comparison. Collective."""
         step, wait, pause = map(statistics.fmean, zip(*self._steps, strict=True))
         self._steps.clear()
-        own = self._compute(), self.ranks.peak_memory()
+        own = self.compute_s(), self.ranks.peak_memory()
         return self.ranks.gather(Place(socket.gethostname(), step, wait, pause, *own))
 
-    def _compute(self) -> float:
+    def compute_s(self) -> float:
+        """Seconds that a fixed matrix product takes on this rank's device."""
         return statistics.fmean(self._timed_product() for _ in range(TRIALS))
 
     def _timed_product(self) -> float:

@@ -106,7 +106,7 @@ ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 @contextmanager
 def start() -> Iterator[Ranks]:
-    """Join the process group that torchrun or deepspeed described, or make one of this process.
+    """Join the process group that a launcher described, or make one of this process.
 
     The device is the local rank's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu.
 
@@ -119,7 +119,8 @@ def start() -> Iterator[Ranks]:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address = {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if address and (size > 1 or len(address) == 1):
-        raise UserError(f"{' and '.join(sorted(address))} not set; torchrun and deepspeed do that")
+        missing = " and ".join(sorted(address))
+        raise UserError(f"{missing} not set; torchrun, deepspeed and srun do that")
     device = _device(int(os.environ["LOCAL_RANK"]))
     # gloo beside nccl: objects and the CPU's own tensors need no GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -153,8 +154,15 @@ def _device(local_rank: int) -> torch.device:
 
 
 def uses_gpu() -> bool:
-    """Whether this process computes on a GPU; DS_ACCELERATOR=cpu says no."""
-    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    """Whether this process computes on a GPU; DS_ACCELERATOR says so, or whether there is one.
+
+    Raises:
+        UserError: DS_ACCELERATOR=cuda, and there is none.
+    """
+    wanted, there = os.environ.get("DS_ACCELERATOR"), torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UserError("DS_ACCELERATOR=cuda: torch sees no GPU here; cpu computes without")
+    return there and wanted in (None, "cuda")
 
 
 def check_precision(precision: str, device: torch.device) -> None:

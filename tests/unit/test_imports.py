@@ -15,7 +15,7 @@ FLOORS = (
     ("config",),
     ("config_source",),
     ("flops", "tokens", "attention", "schedule"),
-    ("layers",),
+    ("layers", "memory"),
     ("model", "optim"),
     ("model_folder",),
     ("data",),

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Embed a catalogue by an array of tasks that share one table (docs/slurm.md):
+# sbatch slurm/embed.sh --model runs/2100m --data shards --output table [options of tools/embed.py]
+#SBATCH --job-name=astropt-embed
+#SBATCH --array=0-7
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A-%a.out
+# Account and partition: export SBATCH_ACCOUNT=... SBATCH_PARTITION=...
+set -euo pipefail
+
+ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
+[ -r "$ASTROPT_HOME/slurm/common.sh" ] ||
+  { echo "error: $ASTROPT_HOME holds no slurm/common.sh: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
+source "$ASTROPT_HOME/slurm/common.sh"
+
+prepare
+export PYTHONPATH=$ASTROPT_HOME
+launch python tools/embed.py "$@"
+case $signalled in
+  "" | TERM) exit "$status" ;; # done, or wrong, or Slurm's affair; other tasks do the parts that are left
+  *) [ "$status" -eq 0 ] || requeue "stopped" ;;
+esac

@@ -1,0 +1,66 @@
+"""Arrays on a real Slurm: the size ladder side by side on the same nodes, one table by many tasks."""
+
+import re
+import subprocess
+
+import pytest
+
+from astropt_ds import read_embeddings, save_model
+from astropt_ds.config_source import load_config
+from astropt_ds.model import AstroPT
+from tests.conftest import REPOSITORY
+from tests.distributed.runs import events, records
+from tests.slurm.conftest import NODES
+
+pytestmark = pytest.mark.needs("slurm")
+SIZES = {0: "1m", 3: "21m"}
+
+
+def logs(folder):
+    return "".join(path.read_text() for path in folder.glob("*.log"))
+
+
+def test_the_sizes_train_side_by_side_on_the_same_nodes(cluster, submit, tmp_path):
+    run = tmp_path / "ladder"
+    options = (*NODES, "--array=0,3")
+    job = submit("train_sweep.sh", run, "run.steps=30", options=options)
+    assert cluster.wait_for_end(job) == "COMPLETED", logs(tmp_path)
+    times = []
+    for size in SIZES.values():
+        assert [r["step"] for r in records(run / size)] == list(range(1, 31)), logs(tmp_path)
+        assert "2 x cpu" in events(run / size, "start")[0]["text"]
+        steps = [r["time"] for r in records(run / size, "event")]
+        times.append((min(steps), max(steps)))
+    assert max(first for first, _ in times) < min(last for _, last in times)  # at once
+
+
+def test_each_size_is_submitted_with_the_gpus_it_needs(cluster, tmp_path):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/seen"\n')
+    sbatch.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "slurm/train_sweep.sh", "1m", "21m", "89m", "830m", "2100m"],
+        cwd=REPOSITORY, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = re.findall(
+        r"--array=(\S+) --ntasks-per-node=(\d) --gpus", (tmp_path / "seen").read_text()
+    )
+    assert found == [("0", "1"), ("3", "2"), ("4", "4"), ("6,7", "8")]
+
+
+def test_an_unknown_size_is_refused():
+    done = subprocess.run(
+        ["bash", "slurm/train_sweep.sh", "3b"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "3b: no such size; 1m 5m" in done.stderr
+
+
+def test_an_array_of_tasks_makes_one_table(cluster, submit, shards, tmp_path):
+    model = AstroPT(load_config("1m", ["model.layers=2", "model.width=32", "model.heads=2"]).model)
+    save_model(model, tmp_path / "model")
+    arguments = ("--model", tmp_path / "model", "--data", shards, "--output", tmp_path / "table")
+    one = ("--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1", "--array=0-1")
+    job = submit("embed.sh", tmp_path / "embed", options=one, arguments=arguments)
+    assert cluster.wait_for_end(job) == "COMPLETED", logs(tmp_path)
+    assert len(read_embeddings(tmp_path / "table")) == 150

@@ -1,0 +1,51 @@
+"""The batch scripts as text: what shells and users say of them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+
+
+@pytest.mark.needs("slurm")
+def test_shellcheck_has_nothing_to_say():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(
+        ["shellcheck", "--external-sources", *SCRIPTS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_dry_run_needs_no_slurm_and_says_what_would_run(shards, tmp_path):
+    settings = {
+        "ASTROPT_VENV": str(Path(sys.executable).parent.parent),
+        "ASTROPT_ACCELERATOR": "cpu",
+        "ASTROPT_DATA": str(shards),
+        "ASTROPT_RUN": str(tmp_path / "run"),
+        "ASTROPT_OVERRIDES": "data.image_size=64 model.layers=1",
+        "PATH": "/usr/bin:/bin",
+    }
+    done = subprocess.run(
+        ["bash", "slurm/train_2b.sh", "--dry-run"],
+        cwd=REPOSITORY, env=settings, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "320 images = 32 ranks x 10 x 1 accumulation" in done.stdout
+    assert "srun --nodes=4 --ntasks=32 --kill-on-bad-exit=1" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_job_the_script_names_sbatch():
+    done = subprocess.run(
+        ["bash", "slurm/train_2b.sh"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "sbatch slurm/train_2b.sh" in done.stderr

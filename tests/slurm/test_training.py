@@ -1,0 +1,166 @@
+"""sbatch slurm/train_2b.sh on a real Slurm: it trains, and goes on whatever ends it."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.distributed.runs import damage, events, losses, records, wait_for_step
+from tests.slurm.conftest import NODES
+
+pytestmark = pytest.mark.needs("slurm")
+SCRIPT = "train_2b.sh"
+COURSE = ("run.steps=120", "checkpoint.every=40", "eval.every=40", "health.pace_every=40")
+WHOLE = (*COURSE, "schedule.decay_until=120")
+
+
+def tasks_of(job):
+    """The processes of a job's ranks, the first first."""
+    found = {}
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        given = process.info["environ"] or {}
+        if given.get("SLURM_JOB_ID") == job and "astropt_ds.train" in (
+            process.info["cmdline"] or ()
+        ):
+            if "SLURM_PROCID" in given and process.name().startswith("python"):
+                found[int(given["SLURM_PROCID"])] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+def processes_of(job):
+    return [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("slurm")
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, submit, folder):
+    """A run that nothing disturbs."""
+    job = submit(SCRIPT, folder / "whole", *WHOLE)
+    assert cluster.wait_for_end(job) == "COMPLETED", (folder / "whole.log").read_text()
+    return folder / "whole", job
+
+
+def test_two_nodes_train_validate_and_complete(whole):
+    run, job = whole
+    assert [r["step"] for r in records(run)] == list(range(1, 121))
+    assert [r["step"] for r in records(run, "val")] == [0, 40, 80, 120]
+    assert events(run, "pace")[0]["host"] == ["astro1", "astro2"]
+    assert (run / "complete").exists() and damage(run / "checkpoints" / "step-00000120") is None
+
+
+def test_the_code_and_configuration_that_ran_are_kept(whole):
+    run, job = whole
+    kept = run / "code" / job
+    assert (kept / "astropt_ds" / "train.py").exists()
+    assert "steps: 120" in (kept / "config.yaml").read_text()
+    known = json.loads((run / "environment.json").read_text())
+    assert known["commit"] == (kept / "commit").read_text().strip()
+
+
+def test_a_signal_saves_requeues_and_the_same_job_goes_on_as_if_nothing_had_been(
+    cluster, submit, folder, whole
+):
+    run = folder / "signal"
+    job = submit(SCRIPT, run, *WHOLE)
+    wait_for_step(run, 20)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
+    assert "saved at step" in (run / "requeue").read_text()
+    assert cluster.wait_for_end(job) == "COMPLETED"
+    assert len(events(run, "start")) == 2 and losses(run) == losses(whole[0])
+    log = run.with_suffix(".log").read_text()  # appended to
+    assert "USR1" in log and "starting at step 0" in log and "complete at step 120" in log
+
+
+def test_scancel_leaves_no_process_and_a_checkpoint_that_one_node_goes_on_from(
+    cluster, submit, folder, whole
+):
+    run = folder / "cancelled"
+    job = submit(SCRIPT, run, *WHOLE)
+    wait_for_step(run, 20)
+    cluster.run("scancel", job)
+    assert cluster.wait_for_end(job) == "CANCELLED"
+    assert not processes_of(job)
+    saved = run / "checkpoints" / (run / "latest").read_text().strip()
+    assert damage(saved) is None and not (run / "complete").exists()
+    one = ("--nodes=1", *NODES[1:])
+    assert cluster.wait_for_end(submit(SCRIPT, run, *WHOLE, options=one)) == "COMPLETED"
+    np.testing.assert_allclose(losses(run), losses(whole[0]), atol=1e-5)
+
+
+def test_the_death_of_a_rank_ends_the_step_on_all_nodes_and_the_job_requeues_on_one(
+    cluster, submit, folder, whole
+):
+    run = folder / "killed"
+    job = submit(SCRIPT, run, *WHOLE)
+    wait_for_step(run, 50)
+    ranks = tasks_of(job)
+    assert len(ranks) == 2
+    ranks[1].send_signal(signal.SIGKILL)
+    assert not psutil.wait_procs(ranks, timeout=30)[1]
+    cluster.wait_for(lambda: cluster.job(job)["JobState"] == "PENDING", 30)
+    cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=1-1", "NumTasks=1", "NumCPUs=1")
+    assert cluster.wait_for_end(job) == "COMPLETED", run.with_suffix(".log").read_text()
+    assert cluster.job(job)["NumNodes"] == "1"
+    np.testing.assert_allclose(losses(run), losses(whole[0]), atol=1e-5)
+    assert "resuming" in events(run, "start")[-1]["text"]
+
+
+def test_a_node_that_dies_and_comes_back(cluster, submit, folder, whole):
+    run = folder / "node"
+    job = submit(SCRIPT, run, *WHOLE)
+    wait_for_step(run, 50)
+    cluster.kill_node("astro2")
+    cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
+    cluster.start_node("astro2")
+    assert cluster.wait_for_end(job) == "COMPLETED", run.with_suffix(".log").read_text()
+    assert [r["step"] for r in records(run)] == list(range(1, 121))
+    assert losses(run) == losses(whole[0])
+
+
+def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folder):
+    crash = folder / "crash"  # of the tasks alone, not of what the batch script looks at first
+    crash.write_text('#!/bin/sh\n[ -z "$SLURM_STEP_NUM_TASKS" ] || exit 7\nexec "$@"\n')
+    crash.chmod(0o755)
+    run = folder / "loop"
+    environment = {"ASTROPT_CONTAINER": str(crash)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job = submit(SCRIPT, run, *WHOLE, **environment, PATH=path)
+    assert cluster.wait_for_end(job) == "FAILED"
+    log = run.with_suffix(".log").read_text()
+    assert "3 starts without a new checkpoint" in log, log
+    assert cluster.job(job)["Restarts"] == "2"
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ({"ASTROPT_DATA": "/nowhere"}, "/nowhere"),
+        ({"ASTROPT_VENV": "/nowhere"}, "ASTROPT_VENV=/nowhere: no Python environment"),
+        ({"ASTROPT_CONFIG": "3b"}, "--config 3b: no such preset"),
+        ({"ASTROPT_GPU_GB": "0.0001"}, "2 GPUs of 0.0001 GB are too few"),
+        ({"ASTROPT_SETUP": "/nowhere"}, "ASTROPT_SETUP=/nowhere"),
+        ({"ASTROPT_HOME": "/nowhere"}, "/nowhere holds no slurm/common.sh"),
+        ({"ASTROPT_ACCELERATOR": "cuda"}, "torch sees no GPU"),
+    ],
+)
+def test_wrong_use_fails_in_the_first_seconds_with_one_line(cluster, submit, folder, more, words):
+    run = folder / f"wrong-{next(iter(more))}"
+    job = submit(SCRIPT, run, *WHOLE, **more)
+    assert cluster.wait_for_end(job, 40) == "FAILED"
+    log = run.with_suffix(".log").read_text()
+    assert words in log and "Traceback" not in log, log
+    assert cluster.job(job)["Restarts"] == "0" and not run.exists()
