@@ -40,6 +40,8 @@ prepare() {
   export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 NCCL_DEBUG=${NCCL_DEBUG:-WARN}
   # The log shows lines as they are written, and the code is the one that PYTHONPATH names.
   export PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1
+  "${container[@]}" python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$("${container[@]}" python --version): 3.11 or newer would be right"
   # Not SLURM_NTASKS: it stays as it was when a queued job is given other nodes.
   nodes=${SLURM_JOB_NUM_NODES:-$(asked_for nodes)}
   tasks=$((nodes * ${SLURM_NTASKS_PER_NODE:-$(asked_for ntasks-per-node)}))
@@ -87,7 +89,8 @@ train() {
     "${data[@]}" "run.dir=$ASTROPT_RUN" "${overrides[@]}" --save "${resolved:=$(mktemp)}" || exit
   if [ $# -gt 0 ]; then
     echo "would run: srun --nodes=$nodes --ntasks=$tasks --kill-on-bad-exit=1 --cpu-bind=cores" \
-      "${container[*]} python -m astropt_ds.train --config $ASTROPT_CONFIG ${data[*]} run.dir=$ASTROPT_RUN ${overrides[*]}"
+      "${container[*]} python -m astropt_ds.train --config $ASTROPT_CONFIG ${data[*]}" \
+      "run.dir=$ASTROPT_RUN ${overrides[*]}"
     exit
   fi
   code=$ASTROPT_RUN/code/$SLURM_JOB_ID
@@ -131,7 +134,7 @@ snapshot() {
   mkdir -p "$1.partial" || die "ASTROPT_RUN=$ASTROPT_RUN: no folder can be made there"
   cp -R astropt_ds ds_configs slurm tools pyproject.toml "$1.partial/"
   cp "$resolved" "$1.partial/config.yaml"
-  git describe --always --abbrev=40 --dirty >"$1.partial/commit" 2>/dev/null || echo unknown >"$1.partial/commit"
+  (git describe --always --abbrev=40 --dirty 2>/dev/null || echo unknown) >"$1.partial/commit"
   mv "$1.partial" "$1"
 }
 
@@ -139,8 +142,9 @@ snapshot() {
 stage() {
   staged=()
   [ -n "$ASTROPT_STAGE" ] || return 0
+  # shellcheck disable=SC2016
   srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
-    rsync --archive --mkpath "$ASTROPT_DATA/" "$ASTROPT_STAGE/" ||
+    bash -c 'mkdir -p "$2" && rsync --archive "$1/" "$2/"' stage "$ASTROPT_DATA" "$ASTROPT_STAGE" ||
     die "ASTROPT_STAGE=$ASTROPT_STAGE: $ASTROPT_DATA could not be copied there"
   staged=("data.path=$ASTROPT_STAGE")
 }

@@ -11,12 +11,13 @@ from astropt_ds.config import Config
 from astropt_ds.data.loader import TRAINING, VALIDATION
 from astropt_ds.data.survey import Survey
 from astropt_ds.errors import UserError
-from astropt_ds.flops import parameters, training_flops
+from astropt_ds.flops import parameters, peak_flops, training_flops
 from astropt_ds.memory import state_bytes
 from astropt_ds.training.checkpoint import POINTER
 from astropt_ds.training.ranks import uses_gpu
 
 GB = 1e9
+GPU, MFU = "H100", 0.45  # what DeepSpeed and llm-foundry reach there with models of 3B to 8B
 
 
 def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterator[str]:
@@ -60,7 +61,8 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
         f"batch: {images} images = {ranks} ranks x {micro} x {accumulation} accumulation; "
         f"{state / GB:.1f} GB of state on each under ZeRO-{config.zero.stage}, and activations"
     )
-    yield f"work: {flops:.3g} FLOPs"
+    hours = flops / (MFU * float(peak_flops(GPU) or 0)) / 3600
+    yield f"work: {flops:.3g} FLOPs, {hours:,.3g} GPU hours of an {GPU} at {MFU:.0%} of its peak"
     yield from (f"warning: {text}" for text in warnings)
     pointer = Path(config.run.dir) / POINTER
     begins = f"goes on from {pointer.read_text().strip()}" if pointer.exists() else "is new"

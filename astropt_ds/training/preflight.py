@@ -31,7 +31,7 @@ SLOW = {"cuda": 1.25, "cpu": 4.0}
 SLOW_READ = 4.0  # times slower than the median node
 REDUCED = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of the all-reduce
 REPEATS = 5
-READ_BYTES, BLOCK = 1 << 30, 8 << 20
+LEAST_READ, READ_BYTES, BLOCK = 64 << 20, 1 << 30, 8 << 20
 READ_S = 5.0
 CHECKPOINT = 12  # bytes a parameter: weights and two moments in fp32
 GPU_QUERY = {
@@ -51,7 +51,7 @@ class Rank(NamedTuple):
         compute_s: seconds that a fixed product takes.
         faults: of its device.
         versions: of what it would run.
-        read: bytes a second from the data's folder; None where another rank of the node reads.
+        read: bytes a second from the data's folder, if this rank has read and it says something.
         free: bytes for the run's folder.
     """
 
@@ -176,14 +176,16 @@ def gpu_faults(ranks: Ranks) -> list[str]:
 
 
 def read_rate(config: Config, node: int) -> float | None:
-    """Bytes a second that this node reads of the data's shards; None where they are remote.
+    """Bytes a second that this node reads of the data's shards.
+
+    None where they are remote, or too small for a time that means something.
 
     Raises:
         UserError: there are none.
     """
     read, start = 0, 0.0
     for where in config.data.located().values():
-        store = open_store(str(where.path), where)
+        store = open_store(where.path, config.data)
         if not isinstance(store, Folder):
             continue
         names = [shard.name for split in SPLITS for shard in store.manifest.splits[split].shards]
@@ -193,7 +195,7 @@ def read_rate(config: Config, node: int) -> float | None:
             read += _read(file, READ_BYTES - read)
             if read >= READ_BYTES or time.monotonic() - start > READ_S:
                 break
-    return read / (time.monotonic() - start) if read else None
+    return read / (time.monotonic() - start) if read >= LEAST_READ else None
 
 
 def _read(path: str, most: int) -> int:

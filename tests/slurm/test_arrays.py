@@ -1,4 +1,4 @@
-"""Arrays on a real Slurm: the size ladder side by side on the same nodes, one table by many tasks."""
+"""Arrays on a real Slurm: sizes side by side on the same nodes, one table by many tasks."""
 
 import re
 import subprocess

@@ -1,6 +1,7 @@
 """The same training on two nodes, whichever launcher starts it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_torchrun_on_each_node(cluster, tiny, folder, by_srun):
 
 def test_deepspeed_over_ssh(cluster, tiny, folder, by_srun):
     """In a namespace of processes of its own: its runner ends processes by name, on all hosts."""
+    for program in ("pdsh", "ssh-keygen", "sshd"):
+        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin"):
+            pytest.skip(f"{program} is not installed")
     run, port = folder / "deepspeed", free_port()
     key, host = folder / "key", folder / "host"
     for name in (key, host):

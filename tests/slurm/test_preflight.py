@@ -13,9 +13,7 @@ def test_fit_nodes_and_their_links_are_told_in_a_line_each(cluster, submit, tmp_
     log = (tmp_path / "fit.log").read_text()
     for node in ("astro1", "astro2"):
         (line,) = re.findall(rf"^{node}: .*$", log, re.MULTILINE)
-        assert re.fullmatch(
-            rf"{node}: 1 x cpu, product \S+ ms, reads [\d,]+ MB/s, [\d,]+ GB free: fit", line
-        )
+        assert re.fullmatch(rf"{node}: 1 x cpu, product \S+ ms, [\d,]+ GB free: fit", line)
     assert re.search(r"all-reduce of 16 MiB over 2 ranks: \d+\.\d+ GB/s", log)
 
 

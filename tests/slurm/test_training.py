@@ -23,12 +23,10 @@ def tasks_of(job):
     """The processes of a job's ranks, the first first."""
     found = {}
     for process in psutil.process_iter(["cmdline", "environ"]):
-        given = process.info["environ"] or {}
-        if given.get("SLURM_JOB_ID") == job and "astropt_ds.train" in (
-            process.info["cmdline"] or ()
-        ):
-            if "SLURM_PROCID" in given and process.name().startswith("python"):
-                found[int(given["SLURM_PROCID"])] = process
+        given, command = process.info["environ"] or {}, process.info["cmdline"] or [""]
+        mine = given.get("SLURM_JOB_ID") == job and "astropt_ds.train" in command
+        if mine and Path(command[0]).name.startswith("python"):
+            found[int(given["SLURM_PROCID"])] = process
     return [found[rank] for rank in sorted(found)]
 
 
@@ -54,7 +52,7 @@ def whole(cluster, submit, folder):
 
 
 def test_two_nodes_train_validate_and_complete(whole):
-    run, job = whole
+    run = whole[0]
     assert [r["step"] for r in records(run)] == list(range(1, 121))
     assert [r["step"] for r in records(run, "val")] == [0, 40, 80, 120]
     assert events(run, "pace")[0]["host"] == ["astro1", "astro2"]
@@ -96,8 +94,10 @@ def test_scancel_leaves_no_process_and_a_checkpoint_that_one_node_goes_on_from(
     assert not processes_of(job)
     saved = run / "checkpoints" / (run / "latest").read_text().strip()
     assert damage(saved) is None and not (run / "complete").exists()
-    one = ("--nodes=1", *NODES[1:])
-    assert cluster.wait_for_end(submit(SCRIPT, run, *WHOLE, options=one)) == "COMPLETED"
+    one, stage = ("--nodes=1", *NODES[1:]), folder / "disk" / "shards"
+    again = submit(SCRIPT, run, *WHOLE, options=one, ASTROPT_STAGE=str(stage))
+    assert cluster.wait_for_end(again) == "COMPLETED", run.with_suffix(".log").read_text()
+    assert f"path: {stage}" in (run / "config.yaml").read_text()  # read from the node's own disk
     np.testing.assert_allclose(losses(run), losses(whole[0]), atol=1e-5)
 
 

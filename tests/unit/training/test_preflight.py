@@ -2,7 +2,9 @@
 
 import pytest
 
-from astropt_ds.training.preflight import Rank, compare
+from astropt_ds.config_source import load_config
+from astropt_ds.training import preflight
+from astropt_ds.training.preflight import Rank, compare, read_rate
 
 FIT = Rank("n0", "H100", 0.001, [], {"torch": "2.13"}, 1e9, 10**12)
 
@@ -39,6 +41,13 @@ def test_a_node_that_differs_is_named_with_the_reason(changes, words):
     assert not fit and words in lines[3] and "UNFIT" in lines[3]
     assert all(line.endswith(": fit") for line in lines[:3])
     assert lines[4] == "leave out: --exclude=n3"
+
+
+def test_shards_are_read_and_timed_if_there_is_enough_of_them(shards, monkeypatch):
+    config = load_config("1m", [f"data.path={shards}"])
+    assert read_rate(config, 3) is None
+    monkeypatch.setattr(preflight, "LEAST_READ", 100_000)
+    assert read_rate(config, 3) > 100_000
 
 
 def test_a_node_that_lacks_a_device_is_named():
