@@ -13,11 +13,11 @@ def state_bytes(config: Config, ranks: int) -> int:
     """Bytes of weights, gradients and optimizer on a rank's device; activations come on top.
 
     ZeRO's stage 1 splits the optimizer's over the ranks, 2 the gradients too, 3 the weights too
-    (Rajbhandari et al. 2020, section 3); offload keeps the optimizer's in the host's memory.
+    (Rajbhandari et al. 2020, section 3); offload keeps weights and optimizer in the host's memory.
     """
     weights, gradients, optimizer = STATE[config.precision]
     stage = config.zero.stage
-    each = weights / (ranks if stage >= 3 else 1) + gradients / (ranks if stage >= 2 else 1)
+    each = gradients / (ranks if stage >= 2 else 1)
     if not config.zero.offload:
-        each += optimizer / (ranks if stage >= 1 else 1)
+        each += weights / (ranks if stage >= 3 else 1) + optimizer / (ranks if stage >= 1 else 1)
     return round(parameters(config.model) * each)

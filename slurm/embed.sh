@@ -16,14 +16,17 @@
 set -euo pipefail
 
 ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-[ -r "$ASTROPT_HOME/slurm/common.sh" ] ||
-  { echo "error: $ASTROPT_HOME holds no slurm/common.sh: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
-source "$ASTROPT_HOME/slurm/common.sh"
+source "$ASTROPT_HOME/slurm/common.sh" ||
+  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
 
 prepare
-export PYTHONPATH=$ASTROPT_HOME
+if is_dry_run "$@"; then
+  "${container[@]}" python tools/embed.py "$@"
+  echo "would run: ${step[*]} python tools/embed.py ${*:2}"
+  exit
+fi
 launch python tools/embed.py "$@"
 case $signalled in
-  "" | TERM) exit "$status" ;; # done, or wrong, or Slurm's affair; other tasks do the parts that are left
+  "" | TERM) exit "$status" ;; # done, or wrong, or Slurm's affair; others do the parts that are left
   *) [ "$status" -eq 0 ] || requeue "stopped" ;;
 esac

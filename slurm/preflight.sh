@@ -11,12 +11,15 @@
 set -euo pipefail
 
 ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-[ -r "$ASTROPT_HOME/slurm/common.sh" ] ||
-  { echo "error: $ASTROPT_HOME holds no slurm/common.sh: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
-source "$ASTROPT_HOME/slurm/common.sh"
+source "$ASTROPT_HOME/slurm/common.sh" ||
+  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
 
 prepare
-export PYTHONPATH=$ASTROPT_HOME
-launch python tools/preflight.py --config "${ASTROPT_CONFIG:-2100m}" \
-  "data.path=${ASTROPT_DATA-shards}" "run.dir=${ASTROPT_RUN:-runs/2100m}" "${overrides[@]}"
+command=(python tools/preflight.py --config "${ASTROPT_CONFIG:-2100m}"
+  "data.path=${ASTROPT_DATA-shards}" "run.dir=${ASTROPT_RUN:-runs/2100m}" "${overrides[@]}")
+if is_dry_run "$@"; then
+  echo "would run: ${step[*]} ${command[*]}"
+  exit
+fi
+launch "${command[@]}"
 exit "$status"

@@ -18,7 +18,6 @@ export ASTROPT_DATA=${ASTROPT_DATA-shards}
 export ASTROPT_RUN=${ASTROPT_RUN:-runs/2100m}
 
 ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-[ -r "$ASTROPT_HOME/slurm/common.sh" ] ||
-  { echo "error: $ASTROPT_HOME holds no slurm/common.sh: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
-source "$ASTROPT_HOME/slurm/common.sh"
+source "$ASTROPT_HOME/slurm/common.sh" ||
+  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
 train "$@"

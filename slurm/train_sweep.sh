@@ -19,9 +19,8 @@ SIZES=(1m 5m 12m 21m 89m 309m 830m 2100m)
 GPUS=(1 1 1 2 4 8 8 8) # of one node
 
 ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-[ -r "$ASTROPT_HOME/slurm/common.sh" ] ||
-  { echo "error: $ASTROPT_HOME holds no slurm/common.sh: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
-source "$ASTROPT_HOME/slurm/common.sh"
+source "$ASTROPT_HOME/slurm/common.sh" ||
+  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
 
 # The sizes that are wanted, grouped by their GPUs: the tasks of an array all get the same.
 submit() {
@@ -34,11 +33,17 @@ submit() {
     for index in "${!SIZES[@]}"; do
       [ "${GPUS[index]}" -ne "$count" ] || [[ "$wanted" != *" ${SIZES[index]} "* ]] || group+=",$index"
     done
-    [ -z "$group" ] || sbatch --array="${group#,}" --ntasks-per-node="$count" --gpus-per-node="$count" "$0"
+    [ -z "$group" ] || $say sbatch --array="${group#,}" --ntasks-per-node="$count" \
+      --gpus-per-node="$count" "$0"
   done
 }
 
-if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
+say=""
+if [ "${1:-}" = --dry-run ]; then
+  say="echo would run:"
+  shift
+fi
+if [ -n "$say" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
   submit "$@"
   exit
 fi

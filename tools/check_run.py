@@ -22,6 +22,7 @@ def main(argv: list[str]) -> None:
     for line in check_run(config, options.ranks, options.gpu_gb):
         print(line)
     if options.save:
+        options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text(config.to_yaml())
 
 

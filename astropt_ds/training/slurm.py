@@ -8,6 +8,7 @@ import re
 # Of the first node, by job and step: jobs that share a node do not meet. Below the ports that Linux
 # gives to outgoing connections.
 PORTS = range(10_000, 30_000)
+STEP = 7919  # ports between the steps of a job: jobs that begin together have near numbers
 
 
 def adopt_step() -> None:
@@ -19,7 +20,7 @@ def adopt_step() -> None:
     if "RANK" in given or "SLURM_STEP_NUM_TASKS" not in given:  # a batch script is no task
         return
     tasks = expand_counts(given["SLURM_STEP_TASKS_PER_NODE"])
-    number = int(given["SLURM_JOB_ID"]) + 7 * int(given["SLURM_STEP_ID"])
+    number = int(given["SLURM_JOB_ID"]) + STEP * int(given["SLURM_STEP_ID"])
     given["RANK"] = given["SLURM_PROCID"]
     given["WORLD_SIZE"] = given["SLURM_STEP_NUM_TASKS"]
     given["LOCAL_RANK"] = given["SLURM_LOCALID"]
