@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
+from functools import partial
 
 from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError, run_cli
@@ -25,14 +25,12 @@ def main(argv: list[str]) -> None:
     local, node = (int(os.environ.get(name, "0")) for name in ("SLURM_LOCALID", "SLURM_NODEID"))
     try:
         with start() as ranks:
-            lines, fit = preflight(config, ranks, local, node)
-            if ranks.main:
-                print("\n".join(lines))
-                sys.stdout.flush()
-    except UserError as error:
+            say = partial(print, flush=True) if ranks.main else str
+            fit = preflight(config, ranks, local, node, say)
+    except UserError as error:  # of any rank: which node it is on matters here
         raise UserError(f"{socket.gethostname()}: {error}") from None
-    if not fit:
-        raise UserError("a node is unfit")
+    if not fit and ranks.main:
+        raise UserError("unfit nodes, as told above")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -45,4 +43,4 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_cli(main, resumes=False)
+    run_cli(main, resumes=False, alike=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
+import platform
 import shutil
 import socket
 import statistics
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,17 +66,20 @@ class Rank(NamedTuple):
     free: int
 
 
-def preflight(config: Config, ranks: Ranks, local_rank: int, node: int) -> tuple[list[str], bool]:
-    """Compare the nodes. Collective.
+def preflight(
+    config: Config, ranks: Ranks, local_rank: int, node: int, say: Callable[[str], None]
+) -> bool:
+    """Compare the nodes, and measure what joins them. Collective.
 
     Args:
         config: of the run that is to come: its data, its folder, its model's size.
         ranks: one a GPU.
         local_rank: of this one on its node.
         node: the number of the node, so that each reads other shards.
+        say: takes a line for each node, before their links are tried, and one for these.
 
     Returns:
-        A line for each node and one for all of them; whether all are fit.
+        Whether all nodes are fit.
 
     Raises:
         UserError: the data or the run's folder are not there.
@@ -82,24 +87,27 @@ def preflight(config: Config, ranks: Ranks, local_rank: int, node: int) -> tuple
     with ranks.together():
         if config.run.dir is None:
             raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
+        pace = Pace(ranks)
+        pace.compute_s()  # the first products also start libraries and wake the clocks
+        seconds, faults = pace.compute_s(), gpu_faults(ranks)
         mine = Rank(
-            socket.gethostname(),
+            os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
             ranks.device_name,
-            Pace(ranks).compute_s(),
-            gpu_faults(ranks),
-            versions(),
+            seconds,
+            faults,
+            versions() | drivers(ranks),
             read_rate(config, node) if local_rank == 0 else None,
             shutil.disk_usage(_existing(Path(config.run.dir))).free,
         )
     found = ranks.gather(mine)
     needed = CHECKPOINT * parameters(config.model) * ((config.checkpoint.keep or 1) + 1)
     lines, fit = compare(found, needed, ranks.device.type)
+    for line in lines:
+        say(line)
     size = REDUCED[ranks.device.type]
-    lines.append(
-        f"all-reduce of {size >> 20} MiB over {ranks.size} ranks: "
-        f"{all_reduce_rate(ranks, size) / 1e9:.2f} GB/s (bus bandwidth)"
-    )
-    return lines, fit
+    rate = all_reduce_rate(ranks, size) / 1e9
+    say(f"all-reduce of {size >> 20} MiB over {ranks.size} ranks: {rate:.2f} GB/s (bus bandwidth)")
+    return fit
 
 
 def compare(found: list[Rank], needed: int, kind: str) -> tuple[list[str], bool]:
@@ -167,12 +175,27 @@ def gpu_faults(ranks: Ranks) -> list[str]:
         return [f"nvidia-smi does not answer ({error})"]
     if done.returncode:
         return [f"nvidia-smi: {' '.join(done.stdout.split())}"]
-    values = next(csv.reader(done.stdout.splitlines(), skipinitialspace=True))
+    values = next(csv.reader(done.stdout.splitlines(), skipinitialspace=True), [])
+    if len(values) != len(GPU_QUERY):
+        return [f"nvidia-smi answers {done.stdout.strip()!r}"]
     return [
         text.format(value)
         for text, value in zip(GPU_QUERY.values(), values, strict=True)
         if value not in HEALTHY
     ]
+
+
+def drivers(ranks: Ranks) -> dict[str, str | None]:
+    """Versions of what lies below the packages."""
+    found: dict[str, str | None] = {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+    if ranks.device.type == "cuda":
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        path = Path("/sys/module/nvidia/version")
+        found["nvidia driver"] = path.read_text().strip() if path.exists() else None
+    return found
 
 
 def read_rate(config: Config, node: int) -> float | None:

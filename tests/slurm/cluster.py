@@ -18,7 +18,6 @@ from tests.conftest import REPOSITORY, free_port
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 NODES = ("astro1", "astro2")
 HOSTS = Path("/etc/hosts")
-MARK = "# astropt_ds tests"
 
 CONF = """
 ClusterName=astropt
@@ -77,6 +76,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.mark = f"# {folder}"
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         nodes = []
         for node in NODES:
@@ -95,9 +95,8 @@ class Cluster:
         (folder / "slurm.conf").write_text(text)
 
     def start(self) -> None:
-        self._hosts = HOSTS.read_text()
-        known = "".join(f"127.0.0.1 {node} {MARK}\n" for node in NODES)
-        HOSTS.write_text(self._hosts.rstrip("\n") + "\n" + known)
+        with HOSTS.open("a") as hosts:
+            hosts.write("".join(f"127.0.0.1 {node} {self.mark}\n" for node in NODES))
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
@@ -118,7 +117,8 @@ class Cluster:
         for name in ("slurmctld", "munged"):
             with suppress(FileNotFoundError, ProcessLookupError):
                 os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGTERM)
-        HOSTS.write_text(self._hosts)
+        lines = HOSTS.read_text().splitlines(keepends=True)
+        HOSTS.write_text("".join(line for line in lines if self.mark not in line))
 
     def start_node(self, node: str) -> None:
         # in a namespace where `hostname` is the node's name
@@ -132,7 +132,9 @@ class Cluster:
             os.kill(int(pid.read_text()), signal.SIGKILL)
             pid.unlink()
         for process in psutil.process_iter(["environ"]):
-            if (process.info["environ"] or {}).get("SLURMD_NODENAME") == node:
+            given = process.info["environ"] or {}
+            ours = given.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+            if ours and given.get("SLURMD_NODENAME") == node:
                 with suppress(psutil.NoSuchProcess):
                     parents = [p for p in process.parents() if p.name() == "slurmstepd"]
                     for doomed in (*parents, process):

@@ -28,7 +28,6 @@ def test_shellcheck_has_nothing_to_say():
 def test_a_dry_run_needs_no_slurm_and_says_what_would_run(shards, tmp_path):
     settings = {
         "ASTROPT_VENV": str(Path(sys.executable).parent.parent),
-        "ASTROPT_ACCELERATOR": "cpu",
         "ASTROPT_DATA": str(shards),
         "ASTROPT_RUN": str(tmp_path / "run"),
         "ASTROPT_OVERRIDES": "data.image_size=64 model.layers=1",

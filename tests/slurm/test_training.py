@@ -141,7 +141,7 @@ def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folde
     job = submit(SCRIPT, run, *WHOLE, **environment, PATH=path)
     assert cluster.wait_for_end(job) == "FAILED"
     log = run.with_suffix(".log").read_text()
-    assert "3 starts without a new checkpoint" in log, log
+    assert "3 failures without a new checkpoint" in log, log
     assert cluster.job(job)["Restarts"] == "2"
 
 
@@ -153,7 +153,8 @@ def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folde
         ({"ASTROPT_CONFIG": "3b"}, "--config 3b: no such preset"),
         ({"ASTROPT_GPU_GB": "0.0001"}, "2 GPUs of 0.0001 GB are too few"),
         ({"ASTROPT_SETUP": "/nowhere"}, "ASTROPT_SETUP=/nowhere"),
-        ({"ASTROPT_HOME": "/nowhere"}, "/nowhere holds no slurm/common.sh"),
+        ({"ASTROPT_HOME": "/nowhere"}, "no slurm/common.sh in /nowhere"),
+        ({"ASTROPT_ACCELERATOR": "gpu"}, "ASTROPT_ACCELERATOR=gpu: cuda or cpu"),
         ({"ASTROPT_ACCELERATOR": "cuda"}, "torch sees no GPU"),
     ],
 )
