@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from functools import partial
 
 from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError, run_cli
@@ -25,12 +24,15 @@ def main(argv: list[str]) -> None:
     local, node = (int(os.environ.get(name, "0")) for name in ("SLURM_LOCALID", "SLURM_NODEID"))
     try:
         with start() as ranks:
-            say = partial(print, flush=True) if ranks.main else str
-            fit = preflight(config, ranks, local, node, say)
+            fit = preflight(config, ranks, local, node, say if ranks.main else lambda line: None)
     except UserError as error:  # of any rank: which node it is on matters here
         raise UserError(f"{socket.gethostname()}: {error}") from None
     if not fit and ranks.main:
         raise UserError("unfit nodes, as told above")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from astropt_ds import read_embeddings, save_model
 from astropt_ds.config_source import load_config
 from astropt_ds.model import AstroPT
 from tests.conftest import REPOSITORY
-from tests.distributed.runs import events, records
+from tests.distributed.runs import events, records, wait_for_step
 from tests.slurm.conftest import NODES
 
 pytestmark = pytest.mark.needs("slurm")
@@ -20,15 +20,18 @@ def logs(folder):
     return "".join(path.read_text() for path in folder.glob("*.log"))
 
 
-def test_the_sizes_train_side_by_side_on_the_same_nodes(cluster, submit, tmp_path):
+def test_the_sizes_train_side_by_side_and_each_is_requeued_alone(cluster, submit, tmp_path):
     run = tmp_path / "ladder"
     options = (*NODES, "--array=0,3")
-    job = submit("train_sweep.sh", run, "run.steps=30", options=options)
+    job = submit("train_sweep.sh", run, "run.steps=80", options=options)
+    wait_for_step(run / "21m", 5)  # the last task, whose number is that of the array
+    cluster.run("scancel", "--batch", "--signal=USR2", f"{job}_3")
     assert cluster.wait_for_end(job) == "COMPLETED", logs(tmp_path)
     times = []
     for size in SIZES.values():
-        assert [r["step"] for r in records(run / size)] == list(range(1, 31)), logs(tmp_path)
+        assert [r["step"] for r in records(run / size)] == list(range(1, 81)), logs(tmp_path)
         assert "2 x cpu" in events(run / size, "start")[0]["text"]
+        assert len(events(run / size, "start")) == 1 + (size == "21m")
         steps = [r["time"] for r in records(run / size, "event")]
         times.append((min(steps), max(steps)))
     assert max(first for first, _ in times) < min(last for _, last in times)  # at once

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
+VENV = Path(sys.executable).parent.parent
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 
 
@@ -27,7 +28,7 @@ def test_shellcheck_has_nothing_to_say():
 
 def test_a_dry_run_needs_no_slurm_and_says_what_would_run(shards, tmp_path):
     settings = {
-        "ASTROPT_VENV": str(Path(sys.executable).parent.parent),
+        "ASTROPT_VENV": str(VENV),
         "ASTROPT_DATA": str(shards),
         "ASTROPT_RUN": str(tmp_path / "run"),
         "ASTROPT_OVERRIDES": "data.image_size=64 model.layers=1",
@@ -43,8 +44,10 @@ def test_a_dry_run_needs_no_slurm_and_says_what_would_run(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_without_a_job_the_script_names_sbatch():
+@pytest.mark.parametrize("script", ["train_2b.sh", "embed.sh", "preflight.sh"])
+def test_without_a_job_the_script_names_sbatch(script):
+    settings = {"ASTROPT_VENV": str(VENV), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        ["bash", "slurm/train_2b.sh"], cwd=REPOSITORY, capture_output=True, text=True
+        ["bash", f"slurm/{script}"], cwd=REPOSITORY, env=settings, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "sbatch slurm/train_2b.sh" in done.stderr
+    assert done.returncode == 2 and f"sbatch slurm/{script}" in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.distributed.runs import damage, events, losses, records, wait_for_step
 from tests.slurm.conftest import NODES
 
@@ -68,14 +70,18 @@ def test_the_code_and_configuration_that_ran_are_kept(whole):
     assert known["commit"] == (kept / "commit").read_text().strip()
 
 
-def test_a_signal_saves_requeues_and_the_same_job_goes_on_as_if_nothing_had_been(
+def test_a_signal_saves_requeues_and_the_same_job_goes_on_with_the_same_code(
     cluster, submit, folder, whole
 ):
-    run = folder / "signal"
-    job = submit(SCRIPT, run, *WHOLE)
+    run, home = folder / "signal", folder / "checkout"
+    for name in ("astropt_ds", "ds_configs", "slurm", "tools"):
+        shutil.copytree(REPOSITORY / name, home / name, symlinks=True)
+    shutil.copy(REPOSITORY / "pyproject.toml", home)
+    job = submit(SCRIPT, run, *WHOLE, ASTROPT_HOME=str(home))
     wait_for_step(run, 20)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
+    (home / "astropt_ds" / "train.py").write_text("a checkout in the middle of an edit")
     assert "saved at step" in (run / "requeue").read_text()
     assert cluster.wait_for_end(job) == "COMPLETED"
     assert len(events(run, "start")) == 2 and losses(run) == losses(whole[0])
@@ -149,6 +155,7 @@ def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folde
     "more, words",
     [
         ({"ASTROPT_DATA": "/nowhere"}, "/nowhere"),
+        ({"ASTROPT_DATA": "", "ASTROPT_STAGE": "/tmp/stage"}, "data.path is missing"),
         ({"ASTROPT_VENV": "/nowhere"}, "ASTROPT_VENV=/nowhere: no Python environment"),
         ({"ASTROPT_CONFIG": "3b"}, "--config 3b: no such preset"),
         ({"ASTROPT_GPU_GB": "0.0001"}, "2 GPUs of 0.0001 GB are too few"),
@@ -159,9 +166,16 @@ def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folde
     ],
 )
 def test_wrong_use_fails_in_the_first_seconds_with_one_line(cluster, submit, folder, more, words):
-    run = folder / f"wrong-{next(iter(more))}"
+    run = folder / f"wrong-{'-'.join(more)}-{len(words)}"
     job = submit(SCRIPT, run, *WHOLE, **more)
     assert cluster.wait_for_end(job, 40) == "FAILED"
     log = run.with_suffix(".log").read_text()
     assert words in log and "Traceback" not in log, log
     assert cluster.job(job)["Restarts"] == "0" and not run.exists()
+
+
+def test_more_tasks_than_gpus_are_refused(cluster, submit, folder):
+    run, options = folder / "crowded", ("--nodes=1", "--ntasks-per-node=2", *NODES[2:])
+    job = submit(SCRIPT, run, *WHOLE, options=options)
+    assert cluster.wait_for_end(job, 40) == "FAILED"
+    assert "2 tasks and 1 GPUs on a node" in run.with_suffix(".log").read_text()
