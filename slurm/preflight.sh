@@ -21,5 +21,5 @@ if is_dry_run "$@"; then
   echo "would run: ${step[*]} ${command[*]}"
   exit
 fi
-launch "${command[@]}"
+launch "${command[@]}" "$@" # --least, --timeout
 exit "$status"

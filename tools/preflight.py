@@ -7,11 +7,15 @@ Example: srun python tools/preflight.py --config 2100m data.path=shards run.dir=
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import socket
+import sys
+
+import torch.distributed as dist
 
 from astropt_ds.config_source import load_config
-from astropt_ds.errors import UserError, run_cli
+from astropt_ds.errors import UserError, one_line, run_cli
 from astropt_ds.training.preflight import preflight
 from astropt_ds.training.ranks import start
 from astropt_ds.training.slurm import adopt_step
@@ -23,10 +27,12 @@ def main(argv: list[str]) -> None:
     config = load_config(options.config, options.overrides)
     local, node = (int(os.environ.get(name, "0")) for name in ("SLURM_LOCALID", "SLURM_NODEID"))
     try:
-        with start() as ranks:
-            fit = preflight(config, ranks, local, node, say if ranks.main else lambda line: None)
-    except UserError as error:  # of any rank: which node it is on matters here
-        raise UserError(f"{socket.gethostname()}: {error}") from None
+        with start(datetime.timedelta(seconds=options.timeout)) as ranks:
+            tell = say if ranks.main else lambda line: None
+            fit = preflight(config, ranks, local, node, options.least * 1e9, tell)
+    except dist.DistError as error:  # each speaks, since they do not reach each other
+        name = socket.gethostname()
+        sys.exit(f"error: {name} does not reach the others: {one_line(error)}")
     if not fit and ranks.main:
         raise UserError("unfit nodes, as told above")
 
@@ -40,9 +46,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="a preset's name or a YAML file")
+    parser.add_argument(
+        "--least",
+        type=float,
+        default=0.0,
+        metavar="GB/S",
+        help="bus bandwidth that the all-reduce over all ranks must have",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=120, metavar="S", help="to wait for the slowest (120)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     return parser.parse_intermixed_args(argv)
 
 
 if __name__ == "__main__":
-    run_cli(main, resumes=False, alike=False)
+    run_cli(main, resumes=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -105,13 +106,17 @@ ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"))
 
 
 @contextmanager
-def start() -> Iterator[Ranks]:
+def start(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Ranks]:
     """Join the process group that a launcher described, or make one of this process.
 
     The device is the local rank's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu.
 
+    Args:
+        timeout: for the slowest rank, here and in every collective.
+
     Raises:
-        UserError: the environment describes no group, or more processes than GPUs.
+        UserError: the environment describes no group, or more processes than GPUs; on all ranks,
+            where it is so on one.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -121,15 +126,21 @@ def start() -> Iterator[Ranks]:
     if address and (size > 1 or len(address) == 1):
         missing = " and ".join(sorted(address))
         raise UserError(f"{missing} not set; torchrun, deepspeed and srun do that")
-    device = _device(int(os.environ["LOCAL_RANK"]))
+    problem, device = None, torch.device("cpu")
+    try:
+        device = _device(int(os.environ["LOCAL_RANK"]))
+    except UserError as error:  # told when there are others to tell it to
+        problem = f"{socket.gethostname()}: {error}" if size > 1 else str(error)
     # gloo beside nccl: objects and the CPU's own tensors need no GPU
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if address:  # one process alone needs no port
         dist.init_process_group(backend, store=dist.HashStore(), rank=rank, world_size=size)
     else:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     try:
-        yield Ranks(rank, size, device)
+        ranks = Ranks(rank, size, device)
+        ranks.agree(problem)
+        yield ranks
     finally:
         dist.destroy_process_group()
 

@@ -1,12 +1,17 @@
 """What makes a node unfit, among others that are fit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from astropt_ds.config_source import load_config
 from astropt_ds.training import preflight
-from astropt_ds.training.preflight import Rank, compare, read_rate
+from astropt_ds.training.preflight import Rank, compare, compare_links, read_rate
+from tests.conftest import REPOSITORY, free_port
 
-FIT = Rank("n0", "H100", 0.001, [], {"torch": "2.13"}, 1e9, 10**12)
+FIT = Rank("n0", "H100", 0.001, 1700, [], {"torch": "2.13"}, 1e9, 10**12)
 
 
 def verdict(*changed, needed=10**9):
@@ -21,14 +26,15 @@ def pair(**changes):
 
 
 def test_equal_nodes_are_fit():
-    lines, fit = verdict(*pair())
-    assert fit and len(lines) == 4 and all(line.endswith(": fit") for line in lines)
+    lines, unfit = verdict(*pair())
+    assert not unfit and len(lines) == 4 and all(line.endswith(": fit") for line in lines)
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"compute_s": 0.002}, "takes 2.0 times as long as the others"),
+        ({"clock": 1200}, "GPU 0 runs at 1200 MHz, others at 1700"),
         ({"faults": ["3 uncorrected memory errors"]}, "GPU 0: 3 uncorrected memory errors"),
         ({"device": "A100"}, "A100, where others have H100"),
         ({"versions": {"torch": "2.12"}}, "torch 2.12, where others have 2.13"),
@@ -37,10 +43,9 @@ def test_equal_nodes_are_fit():
     ],
 )
 def test_a_node_that_differs_is_named_with_the_reason(changes, words):
-    lines, fit = verdict(*pair(**changes))
-    assert not fit and words in lines[3] and "UNFIT" in lines[3]
+    lines, unfit = verdict(*pair(**changes))
+    assert unfit == ["n3"] and words in lines[3] and "UNFIT" in lines[3]
     assert all(line.endswith(": fit") for line in lines[:3])
-    assert lines[4] == "leave out: --exclude=n3"
 
 
 def test_shards_are_read_and_timed_if_there_is_enough_of_them(shards, monkeypatch):
@@ -51,5 +56,25 @@ def test_shards_are_read_and_timed_if_there_is_enough_of_them(shards, monkeypatc
 
 
 def test_a_node_that_lacks_a_device_is_named():
-    lines, fit = verdict(pair()[0])
-    assert not fit and "1 ranks, where others have 2" in lines[3]
+    lines, unfit = verdict(pair()[0])
+    assert unfit == ["n3"] and "1 ranks, where others have 2" in lines[3]
+
+
+def test_a_node_whose_own_links_are_slow_is_named():
+    lines, slow = compare_links({"n0": 400e9, "n1": 100e9, "n2": 390e9})
+    assert slow == ["n1"] and "390.00 GB/s" in lines[0] and "n1: UNFIT" in lines[1]
+    assert compare_links({"n0": None, "n1": None}) == ([], [])
+
+
+def test_ranks_that_do_not_come_end_the_wait_with_a_line(tmp_path):
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "tools/preflight.py", "--timeout", "1", "--config", "1m", "run.dir=run"],
+        cwd=REPOSITORY,
+        env={**os.environ, **alone, "MASTER_PORT": str(free_port()), "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "1/2 clients joined" in done.stderr
+    assert "does not reach the others" in done.stderr and "Traceback" not in done.stderr
