@@ -18,11 +18,13 @@ from astropt_ds import train
 from astropt_ds.data.batch import Batch
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.errors import run_cli
+from astropt_ds.training.slurm import adopt_step
 
 SYNC_S = 0.03
 
 
 def main(argv: list[str]) -> None:
+    adopt_step()
     rank, ranks = os.environ["RANK"], os.environ["WORLD_SIZE"]
     with (Path(argv[0]) / f"{rank}-{ranks}-{os.getpid()}.jsonl").open("w") as file:
         note_steps(file)

@@ -36,20 +36,30 @@ def command(start, tiny, run):
     )
 
 
-def in_a_job(cluster, folder, name, line):
+def in_a_job(cluster, folder, name, line, state="COMPLETED"):
     script = folder / f"{name}.sh"
     exports = (
         f"export PATH={BIN}:$PATH PYTHONPATH={REPOSITORY} DS_ACCELERATOR=cpu OMP_NUM_THREADS=1"
     )
     script.write_text(f"#!/bin/bash\n{exports}\n{line}\n")
     job = cluster.submit(*NODES, f"--output={folder / name}.log", script)
-    assert cluster.wait_for_end(job) == "COMPLETED", (folder / f"{name}.log").read_text()
+    assert cluster.wait_for_end(job) == state, (folder / f"{name}.log").read_text()
     return folder / name
 
 
 def test_srun_alone_makes_ranks_of_its_tasks(by_srun):
     assert len(losses(by_srun)) == 8
     assert events(by_srun, "pace")[0]["host"] == ["astro1", "astro2"]
+
+
+def test_a_rank_without_its_device_is_named(cluster, tiny, folder):
+    run = folder / "deviceless"
+    lacking = "[ $SLURM_PROCID = 0 ] || export DS_ACCELERATOR=cuda CUDA_VISIBLE_DEVICES="
+    start = f"srun bash -c '{lacking}; {command('exec python', tiny, run)}'"
+    in_a_job(cluster, folder, run.name, start, "FAILED")
+    log = (folder / "deviceless.log").read_text()
+    assert "error: rank 1: astro2: DS_ACCELERATOR=cuda: torch sees no GPU" in log
+    assert log.count("error: rank") == 1 and not run.exists(), log
 
 
 def test_torchrun_on_each_node(cluster, tiny, folder, by_srun):

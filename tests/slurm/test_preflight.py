@@ -14,12 +14,13 @@ def test_fit_nodes_and_their_links_are_told_in_a_line_each(cluster, submit, tmp_
     for node in ("astro1", "astro2"):
         (line,) = re.findall(rf"^{node}: .*$", log, re.MULTILINE)
         assert re.fullmatch(rf"{node}: 1 x cpu, product \S+ ms, [\d,]+ GB free: fit", line)
-    assert re.search(r"all-reduce of 16 MiB over 2 ranks: \d+\.\d+ GB/s", log)
+    assert re.search(r"^all-reduce over 2 ranks, 16 MiB: \d+\.\d+ GB/s .*: fit$", log, re.M)
 
 
-def test_nodes_without_room_for_checkpoints_fail_the_job(cluster, submit, tmp_path):
+def test_nodes_without_room_for_checkpoints_and_slow_links_fail_the_job(cluster, submit, tmp_path):
     huge = "checkpoint.keep=1000000000"
-    job = submit("preflight.sh", tmp_path / "unfit", huge)
+    job = submit("preflight.sh", tmp_path / "unfit", huge, arguments=("--least", "1e6"))
     assert cluster.wait_for_end(job) == "FAILED"
     log = (tmp_path / "unfit.log").read_text()
     assert "UNFIT" in log and "GB free, of" in log and "--exclude=astro1,astro2" in log
+    assert "UNFIT: 1e+06 would be enough" in log

@@ -46,9 +46,40 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(cluster, submit, folder):
+def noted(folder):
+    """What makes ranks note their galaxies, in a folder of the job: words before python."""
+    program = REPOSITORY / "tests" / "distributed" / "torture_train.py"
+    script = folder / "noted"
+    script.write_text(
+        f"""#!/bin/sh
+        if [ "$2 $3" = "-m astropt_ds.train" ]; then
+            shift 3; mkdir -p {folder}/notes-$SLURM_JOB_ID
+            set -- python {program} {folder}/notes-$SLURM_JOB_ID "$@"
+        fi
+        exec "$@"
+        """
+    )
+    script.chmod(0o755)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"ASTROPT_CONTAINER": str(script), "PATH": path}
+
+
+def galaxies(folder, job):
+    """{(rank, step): sample numbers} of all starts of a job."""
+    found = {}
+    for path in (folder / f"notes-{job}").iterdir():
+        for line in path.read_text().splitlines():
+            note = json.loads(line)
+            key = path.name.split("-")[0], note["step"]
+            assert key not in found  # none is consumed twice
+            found[key] = note["rows"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, submit, folder, noted):
     """A run that nothing disturbs."""
-    job = submit(SCRIPT, folder / "whole", *WHOLE)
+    job = submit(SCRIPT, folder / "whole", *WHOLE, **noted)
     assert cluster.wait_for_end(job) == "COMPLETED", (folder / "whole.log").read_text()
     return folder / "whole", job
 
@@ -71,13 +102,15 @@ def test_the_code_and_configuration_that_ran_are_kept(whole):
 
 
 def test_a_signal_saves_requeues_and_the_same_job_goes_on_with_the_same_code(
-    cluster, submit, folder, whole
+    cluster, submit, folder, whole, noted
 ):
+    """And another job on the same nodes notices nothing."""
     run, home = folder / "signal", folder / "checkout"
     for name in ("astropt_ds", "ds_configs", "slurm", "tools"):
         shutil.copytree(REPOSITORY / name, home / name, symlinks=True)
     shutil.copy(REPOSITORY / "pyproject.toml", home)
-    job = submit(SCRIPT, run, *WHOLE, ASTROPT_HOME=str(home))
+    job = submit(SCRIPT, run, *WHOLE, **noted, ASTROPT_HOME=str(home))
+    other = submit(SCRIPT, folder / "other", *WHOLE)
     wait_for_step(run, 20)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
@@ -85,8 +118,15 @@ def test_a_signal_saves_requeues_and_the_same_job_goes_on_with_the_same_code(
     assert "saved at step" in (run / "requeue").read_text()
     assert cluster.wait_for_end(job) == "COMPLETED"
     assert len(events(run, "start")) == 2 and losses(run) == losses(whole[0])
+    assert galaxies(folder, job) == galaxies(folder, whole[1])
     log = run.with_suffix(".log").read_text()  # appended to
     assert "USR1" in log and "starting at step 0" in log and "complete at step 120" in log
+
+    assert cluster.wait_for_end(other) == "COMPLETED"
+    times = [[r["time"] for r in records(folder / name)] for name in ("signal", "other")]
+    assert times[0][0] < times[1][-1] and times[1][0] < times[0][-1]  # at once
+    assert len(events(folder / "other", "start")) == 1
+    assert losses(folder / "other") == losses(whole[0])
 
 
 def test_scancel_leaves_no_process_and_a_checkpoint_that_one_node_goes_on_from(
@@ -125,13 +165,15 @@ def test_the_death_of_a_rank_ends_the_step_on_all_nodes_and_the_job_requeues_on_
     assert "resuming" in events(run, "start")[-1]["text"]
 
 
-def test_a_node_that_dies_and_comes_back(cluster, submit, folder, whole):
-    run = folder / "node"
+@pytest.mark.parametrize("node", ["astro1", pytest.param("astro2", marks=pytest.mark.slow)])
+def test_a_node_that_dies_and_comes_back(cluster, submit, folder, whole, node):
+    """The first has the batch script, too."""
+    run = folder / node
     job = submit(SCRIPT, run, *WHOLE)
     wait_for_step(run, 50)
-    cluster.kill_node("astro2")
+    cluster.kill_node(node)
     cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
-    cluster.start_node("astro2")
+    cluster.start_node(node)
     assert cluster.wait_for_end(job) == "COMPLETED", run.with_suffix(".log").read_text()
     assert [r["step"] for r in records(run)] == list(range(1, 121))
     assert losses(run) == losses(whole[0])
@@ -162,7 +204,7 @@ def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folde
         ({"ASTROPT_SETUP": "/nowhere"}, "ASTROPT_SETUP=/nowhere"),
         ({"ASTROPT_HOME": "/nowhere"}, "no slurm/common.sh in /nowhere"),
         ({"ASTROPT_ACCELERATOR": "gpu"}, "ASTROPT_ACCELERATOR=gpu: cuda or cpu"),
-        ({"ASTROPT_ACCELERATOR": "cuda"}, "torch sees no GPU"),
+        ({"ASTROPT_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": ""}, "torch sees no GPU"),
     ],
 )
 def test_wrong_use_fails_in_the_first_seconds_with_one_line(cluster, submit, folder, more, words):
