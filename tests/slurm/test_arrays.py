@@ -1,7 +1,10 @@
 """Arrays on a real Slurm: sizes side by side on the same nodes, one table by many tasks."""
 
+import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,11 +62,30 @@ def test_an_unknown_size_is_refused():
     assert done.returncode == 2 and "3b: no such size; 1m 5m" in done.stderr
 
 
-def test_an_array_of_tasks_makes_one_table(cluster, submit, shards, tmp_path):
+def test_an_array_of_tasks_makes_one_table_and_a_signal_requeues_one(
+    cluster, submit, shards, tmp_path
+):
+    slow = tmp_path / "slow"  # the first task, when it first runs
+    slow.write_text(
+        f"""#!/bin/sh
+        if [ "$SLURM_STEP_NUM_TASKS" ] && [ "$SLURM_ARRAY_TASK_ID$SLURM_RESTART_COUNT" = 0 ]; then
+            touch {tmp_path}/sleeps; exec sleep 100
+        fi
+        exec "$@"
+        """
+    )
+    slow.chmod(0o755)
+    more = {
+        "ASTROPT_CONTAINER": str(slow),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     model = AstroPT(load_config("1m", ["model.layers=2", "model.width=32", "model.heads=2"]).model)
     save_model(model, tmp_path / "model")
     arguments = ("--model", tmp_path / "model", "--data", shards, "--output", tmp_path / "table")
     one = ("--nodes=1", "--gpus-per-node=1", "--cpus-per-task=1", "--array=0-1")
-    job = submit("embed.sh", tmp_path / "embed", options=one, arguments=arguments)
+    job = submit("embed.sh", tmp_path / "embed", options=one, arguments=arguments, **more)
+    cluster.wait_for((tmp_path / "sleeps").exists)
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_0")
     assert cluster.wait_for_end(job) == "COMPLETED", logs(tmp_path)
     assert len(read_embeddings(tmp_path / "table")) == 150
+    assert cluster.job(f"{job}_0")["Restarts"] == "1" and cluster.job(f"{job}_1")["Restarts"] == "0"
