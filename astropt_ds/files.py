@@ -99,6 +99,13 @@ def staged(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial)
 
 
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or what is there of the folders that it would be made in."""
+    while not path.exists():
+        path = path.absolute().parent
+    return path
+
+
 def sync_file(path: Path) -> None:
     """Return when a file is on the disk."""
     with path.open("rb") as file:

@@ -15,9 +15,9 @@
 # Account and partition: export SBATCH_ACCOUNT=... SBATCH_PARTITION=...
 set -euo pipefail
 
-ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-source "$ASTROPT_HOME/slurm/common.sh" ||
-  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
+: "${ASTROPT_PATIENCE:=90}" # see common.sh
+cd "${ASTROPT_HOME:-$PWD}" || exit 2
+source slurm/common.sh || exit 2 # no such file: submit from the repository, or set ASTROPT_HOME
 
 prepare
 if is_dry_run "$@"; then
@@ -28,5 +28,10 @@ fi
 launch python tools/embed.py "$@"
 case $signalled in
   "" | TERM) exit "$status" ;; # done, or wrong, or Slurm's affair; others do the parts that are left
-  *) [ "$status" -eq 0 ] || requeue "stopped" ;;
+  *)
+    [ "$status" -ne 0 ] || exit 0
+    [ "$SECONDS" -gt 120 ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$STARTS" ] ||
+      die "$signalled $SECONDS s after a start, once more; a --time far beyond --signal's would be right"
+    requeue "stopped"
+    ;;
 esac

@@ -10,13 +10,14 @@
 # Account and partition: export SBATCH_ACCOUNT=... SBATCH_PARTITION=...
 set -euo pipefail
 
-ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-source "$ASTROPT_HOME/slurm/common.sh" ||
-  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
+export ASTROPT_DATA=${ASTROPT_DATA-shards}
+
+cd "${ASTROPT_HOME:-$PWD}" || exit 2
+source slurm/common.sh || exit 2 # no such file: submit from the repository, or set ASTROPT_HOME
 
 prepare
 command=(python tools/preflight.py --config "${ASTROPT_CONFIG:-2100m}"
-  "data.path=${ASTROPT_DATA-shards}" "run.dir=${ASTROPT_RUN:-runs/2100m}" "${overrides[@]}")
+  "${data[@]}" "run.dir=${ASTROPT_RUN:-runs/2100m}" "${overrides[@]}")
 if is_dry_run "$@"; then
   echo "would run: ${step[*]} ${command[*]}"
   exit

@@ -17,7 +17,10 @@ export ASTROPT_CONFIG=${ASTROPT_CONFIG:-2100m}
 export ASTROPT_DATA=${ASTROPT_DATA-shards}
 export ASTROPT_RUN=${ASTROPT_RUN:-runs/2100m}
 
-ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-source "$ASTROPT_HOME/slurm/common.sh" ||
-  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
+# A job that is queued again goes on with the scripts of its first start.
+cd "${ASTROPT_HOME:-$PWD}" || exit 2
+kept=$ASTROPT_RUN/code/${SLURM_JOB_ID:-}/slurm/common.sh
+[ -r "$kept" ] || kept=slurm/common.sh
+# shellcheck source=slurm/common.sh
+source "$kept" || exit 2 # no such file: submit from the repository, or set ASTROPT_HOME
 train "$@"

@@ -18,24 +18,45 @@ set -euo pipefail
 SIZES=(1m 5m 12m 21m 89m 309m 830m 2100m)
 GPUS=(1 1 1 2 4 8 8 8) # of one node
 
-ASTROPT_HOME=${ASTROPT_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-source "$ASTROPT_HOME/slurm/common.sh" ||
-  { echo "error: no slurm/common.sh in $ASTROPT_HOME: submit from the repository, or set ASTROPT_HOME" >&2; exit 2; }
+size=${SIZES[${SLURM_ARRAY_TASK_ID:-0}]-}
+run=${ASTROPT_RUN:-runs}/$size
 
-# The sizes that are wanted, grouped by their GPUs: the tasks of an array all get the same.
+# A job that is queued again goes on with the scripts of its first start.
+cd "${ASTROPT_HOME:-$PWD}" || exit 2
+kept=$run/code/${SLURM_JOB_ID:-}/slurm/common.sh
+[ -r "$kept" ] || kept=slurm/common.sh
+# shellcheck source=slurm/common.sh
+source "$kept" || exit 2 # no such file: submit from the repository, or set ASTROPT_HOME
+
+# Check the sizes that are wanted, and submit them grouped by their GPUs: the tasks of an array all
+# get the same.
 submit() {
-  local count index group wanted=" ${*:-${SIZES[*]}} "
-  for index in $wanted; do
-    [[ " ${SIZES[*]} " == *" $index "* ]] || die "$index: no such size; ${SIZES[*]} would be right"
+  local count index group sizes=("$@")
+  [ $# -gt 0 ] || sizes=("${SIZES[@]}")
+  for size in "${sizes[@]}"; do
+    [[ " ${SIZES[*]} " == *" $size "* ]] ||
+      die "$size: no such size; ${SIZES[*]} would be right, after --dry-run"
+  done
+  prepare
+  export DS_ACCELERATOR=cpu # here need be no GPU
+  for index in "${!SIZES[@]}"; do
+    if wanted "${SIZES[index]}"; then
+      echo "${SIZES[index]} on ${GPUS[index]} GPUs"
+      tasks=${GPUS[index]} ASTROPT_CONFIG=${SIZES[index]} ASTROPT_RUN=${ASTROPT_RUN:-runs}/${SIZES[index]} check
+    fi
   done
   for count in $(printf '%s\n' "${GPUS[@]}" | sort -nu); do
     group=""
     for index in "${!SIZES[@]}"; do
-      [ "${GPUS[index]}" -ne "$count" ] || [[ "$wanted" != *" ${SIZES[index]} "* ]] || group+=",$index"
+      [ "${GPUS[index]}" -ne "$count" ] || ! wanted "${SIZES[index]}" || group+=",$index"
     done
     [ -z "$group" ] || $say sbatch --array="${group#,}" --ntasks-per-node="$count" \
-      --gpus-per-node="$count" "$0"
+      --gpus-per-node="$count" slurm/train_sweep.sh
   done
+}
+
+wanted() {
+  [[ " ${sizes[*]} " == *" $1 "* ]]
 }
 
 say=""
@@ -47,7 +68,6 @@ if [ -n "$say" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
   submit "$@"
   exit
 fi
-export ASTROPT_CONFIG=${SIZES[SLURM_ARRAY_TASK_ID]}
-export ASTROPT_DATA=${ASTROPT_DATA-shards}
-export ASTROPT_RUN=${ASTROPT_RUN:-runs}/$ASTROPT_CONFIG
+[ -n "$size" ] || die "--array: $SLURM_ARRAY_TASK_ID is no size; 0-$((${#SIZES[@]} - 1)) would be right"
+export ASTROPT_CONFIG=$size ASTROPT_DATA=${ASTROPT_DATA-shards} ASTROPT_RUN=$run
 train "$@"

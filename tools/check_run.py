@@ -22,8 +22,11 @@ def main(argv: list[str]) -> None:
     for line in check_run(config, options.ranks, options.gpu_gb):
         print(line)
     if options.save:
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text(config.to_yaml())
+        try:
+            options.save.parent.mkdir(parents=True, exist_ok=True)
+            options.save.write_text(config.to_yaml())
+        except OSError as error:
+            raise UserError(f"--save {options.save}: {error.strerror}") from None
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import socket
 import sys
-
-import torch.distributed as dist
 
 from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError, one_line, run_cli
+from astropt_ds.training.node import host_name
 from astropt_ds.training.preflight import preflight
 from astropt_ds.training.ranks import start
 from astropt_ds.training.slurm import adopt_step
@@ -25,14 +23,15 @@ def main(argv: list[str]) -> None:
     adopt_step()
     options = parse(argv)
     config = load_config(options.config, options.overrides)
-    local, node = (int(os.environ.get(name, "0")) for name in ("SLURM_LOCALID", "SLURM_NODEID"))
+    first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+    reads_for = int(os.environ.get("SLURM_NODEID", "0")) if first_here else None
+    timeout = datetime.timedelta(seconds=options.timeout)
     try:
-        with start(datetime.timedelta(seconds=options.timeout)) as ranks:
+        with start(timeout) as ranks:
             tell = say if ranks.main else lambda line: None
-            fit = preflight(config, ranks, local, node, options.least * 1e9, tell)
-    except dist.DistError as error:  # each speaks, since they do not reach each other
-        name = socket.gethostname()
-        sys.exit(f"error: {name} does not reach the others: {one_line(error)}")
+            fit = preflight(config, ranks, reads_for, options.least * 1e9, timeout, tell)
+    except RuntimeError as error:  # each speaks, since they do not reach each other
+        sys.exit(f"error: {host_name()} does not reach the others: {one_line(error)}")
     if not fit and ranks.main:
         raise UserError("unfit nodes, as told above")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from astropt_ds.config import Config
 from astropt_ds.data.loader import TRAINING, VALIDATION
 from astropt_ds.data.survey import Survey
 from astropt_ds.errors import UserError
-from astropt_ds.flops import parameters, peak_flops, training_flops
+from astropt_ds.files import nearest_folder
+from astropt_ds.flops import PEAKS, parameters, training_flops
 from astropt_ds.memory import state_bytes
 from astropt_ds.training.checkpoint import POINTER
 from astropt_ds.training.ranks import uses_gpu
@@ -29,11 +31,14 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
         gpu_gb: memory of each GPU; of the one here, if there is one, where it is not given.
 
     Raises:
-        UserError: the data are not there or do not fit, the batch cannot be split over the ranks,
-            or the state does not fit the GPUs.
+        UserError: the run's folder cannot be made, the data are not there or do not fit, the
+            batch cannot be split over the ranks, or the state does not fit the GPUs.
     """
     if config.run.dir is None:
         raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
+    folder = nearest_folder(Path(config.run.dir))
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"run.dir={config.run.dir}: no folder can be made or written in {folder}")
     micro, accumulation = config.batch.split(ranks)
     train, val = Survey(config, TRAINING), Survey(config, VALIDATION)
     warnings = []
@@ -61,7 +66,7 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
         f"batch: {images} images = {ranks} ranks x {micro} x {accumulation} accumulation; "
         f"{state / GB:.1f} GB of state on each under ZeRO-{config.zero.stage}, and activations"
     )
-    hours = flops / (MFU * float(peak_flops(GPU) or 0)) / 3600
+    hours = flops / (MFU * PEAKS[GPU]) / 3600
     yield f"work: {flops:.3g} FLOPs, {hours:,.3g} GPU hours of an {GPU} at {MFU:.0%} of its peak"
     yield from (f"warning: {text}" for text in warnings)
     pointer = Path(config.run.dir) / POINTER

@@ -68,9 +68,12 @@ def ask(uuid: str) -> Health:
                 raise
             old = [field.replace(REASONS, OLD_REASONS) for field in (CLOCK, *STATE)]
             state = _query("gpu", uuid, old)
-        memory = _query("remapped-rows", uuid, list(MEMORY))
     except NoAnswerError as error:
         return Health(None, [str(error)])
+    try:
+        memory = _query("remapped-rows", uuid, list(MEMORY))
+    except NoAnswerError:  # GPUs before the A100 have none
+        memory = ["N/A"] * len(MEMORY)
     texts = [*STATE.values(), *MEMORY.values()]
     faults = [
         text.format(value)

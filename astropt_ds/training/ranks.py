@@ -70,6 +70,20 @@ class Ranks:
         """The same ranks over a line of their own, for a thread beside the main one. Collective."""
         return replace(self, group=dist.new_group(backend="gloo", timeout=TIMEOUT))
 
+    def agree_on_device(self) -> None:
+        """Refuse a run of which one rank has lost its GPU; collective.
+
+        Raises:
+            UserError: some compute on GPUs and some do not.
+        """
+        places = self.gather((self.device.type, socket.gethostname()))
+        if len({device for device, _ in places}) > 1:
+            without = sorted({host for device, host in places if device == "cpu"})
+            raise UserError(
+                f"no GPU on {', '.join(without)}, where others have one; DS_ACCELERATOR=cpu would "
+                "train without on all"
+            )
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """If any rank fails in this block, all do; by a user's mistake, with the same message.
@@ -140,6 +154,7 @@ def start(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Ranks]:
     try:
         ranks = Ranks(rank, size, device)
         ranks.agree(problem)
+        ranks.agree_on_device()
         yield ranks
     finally:
         dist.destroy_process_group()

@@ -8,19 +8,24 @@ import re
 # Of the first node, by job and step: jobs that share a node do not meet. Below the ports that Linux
 # gives to outgoing connections.
 PORTS = range(10_000, 30_000)
-STEP = 7919  # ports between the steps of a job: jobs that begin together have near numbers
+# Ports between the steps of a job, and between its starts: jobs that begin together have near
+# numbers, and one whose port another program has is not to meet it again.
+STEP, START = 7919, 104_729
 
 
 def adopt_step() -> None:
     """Describe a task of srun to this process as torchrun describes its ranks.
 
-    Elsewhere nothing happens; what a launcher or a user has set already stays.
+    Elsewhere nothing happens: in a batch script, in a step of one task, in the shell of
+    ``srun --pty``. What a launcher or a user has set already stays.
     """
     given = os.environ
-    if "RANK" in given or "SLURM_STEP_NUM_TASKS" not in given:  # a batch script is no task
+    alone = given.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    if alone or "RANK" in given or "SLURM_PTY_PORT" in given:
         return
     tasks = expand_counts(given["SLURM_STEP_TASKS_PER_NODE"])
     number = int(given["SLURM_JOB_ID"]) + STEP * int(given["SLURM_STEP_ID"])
+    number += START * int(given.get("SLURM_RESTART_COUNT", "0"))
     given["RANK"] = given["SLURM_PROCID"]
     given["WORLD_SIZE"] = given["SLURM_STEP_NUM_TASKS"]
     given["LOCAL_RANK"] = given["SLURM_LOCALID"]

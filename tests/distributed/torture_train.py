@@ -25,7 +25,7 @@ SYNC_S = 0.03
 
 def main(argv: list[str]) -> None:
     adopt_step()
-    rank, ranks = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     with (Path(argv[0]) / f"{rank}-{ranks}-{os.getpid()}.jsonl").open("w") as file:
         note_steps(file)
         slow_down_the_disk()

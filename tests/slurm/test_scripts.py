@@ -44,6 +44,24 @@ def test_a_dry_run_needs_no_slurm_and_says_what_would_run(shards, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_embedding_task_that_is_stopped_at_every_start_stops(tmp_path):
+    """As where --time is not longer than --signal. In srun's place is what Slurm would do."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nkill -USR1 $PPID\nsleep 1\nexit 138\n")
+    srun.chmod(0o755)
+    settings = {
+        "ASTROPT_VENV": str(VENV),
+        "ASTROPT_ACCELERATOR": "cpu",
+        "SLURM_JOB_ID": "1",
+        "SLURM_RESTART_COUNT": "3",
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+    }
+    done = subprocess.run(
+        ["bash", "slurm/embed.sh"], cwd=REPOSITORY, env=settings, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "a --time far beyond --signal's" in done.stderr
+
+
 @pytest.mark.parametrize("script", ["train_2b.sh", "embed.sh", "preflight.sh"])
 def test_without_a_job_the_script_names_sbatch(script):
     settings = {"ASTROPT_VENV": str(VENV), "PATH": "/usr/bin:/bin"}

@@ -17,8 +17,8 @@ from tests.slurm.conftest import NODES
 
 pytestmark = pytest.mark.needs("slurm")
 SCRIPT = "train_2b.sh"
-COURSE = ("run.steps=120", "checkpoint.every=40", "eval.every=40", "health.pace_every=40")
-WHOLE = (*COURSE, "schedule.decay_until=120")
+COURSE = ("run.steps=90", "checkpoint.every=30", "eval.every=30", "health.pace_every=30")
+WHOLE = (*COURSE, "schedule.decay_until=90")
 
 
 def tasks_of(job):
@@ -78,25 +78,25 @@ def galaxies(folder, job):
 
 @pytest.fixture(scope="module")
 def whole(cluster, submit, folder, noted):
-    """A run that nothing disturbs."""
-    job = submit(SCRIPT, folder / "whole", *WHOLE, **noted)
+    """A run that nothing disturbs, submitted from a shell that was a rank of another."""
+    job = submit(SCRIPT, folder / "whole", *WHOLE, **noted, RANK="0", MASTER_ADDR="nowhere")
     assert cluster.wait_for_end(job) == "COMPLETED", (folder / "whole.log").read_text()
     return folder / "whole", job
 
 
 def test_two_nodes_train_validate_and_complete(whole):
     run = whole[0]
-    assert [r["step"] for r in records(run)] == list(range(1, 121))
-    assert [r["step"] for r in records(run, "val")] == [0, 40, 80, 120]
+    assert [r["step"] for r in records(run)] == list(range(1, 91))
+    assert [r["step"] for r in records(run, "val")] == [0, 30, 60, 90]
     assert events(run, "pace")[0]["host"] == ["astro1", "astro2"]
-    assert (run / "complete").exists() and damage(run / "checkpoints" / "step-00000120") is None
+    assert (run / "complete").exists() and damage(run / "checkpoints" / "step-00000090") is None
 
 
 def test_the_code_and_configuration_that_ran_are_kept(whole):
     run, job = whole
     kept = run / "code" / job
     assert (kept / "astropt_ds" / "train.py").exists()
-    assert "steps: 120" in (kept / "config.yaml").read_text()
+    assert "steps: 90" in (kept / "config.yaml").read_text()
     known = json.loads((run / "environment.json").read_text())
     assert known["commit"] == (kept / "commit").read_text().strip()
 
@@ -114,13 +114,14 @@ def test_a_signal_saves_requeues_and_the_same_job_goes_on_with_the_same_code(
     wait_for_step(run, 20)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
-    (home / "astropt_ds" / "train.py").write_text("a checkout in the middle of an edit")
+    for file in ("astropt_ds/train.py", "slurm/common.sh"):
+        (home / file).write_text("a checkout in the middle of an edit (")
     assert "saved at step" in (run / "requeue").read_text()
     assert cluster.wait_for_end(job) == "COMPLETED"
     assert len(events(run, "start")) == 2 and losses(run) == losses(whole[0])
     assert galaxies(folder, job) == galaxies(folder, whole[1])
     log = run.with_suffix(".log").read_text()  # appended to
-    assert "USR1" in log and "starting at step 0" in log and "complete at step 120" in log
+    assert "USR1" in log and "starting at step 0" in log and "complete at step 90" in log
 
     assert cluster.wait_for_end(other) == "COMPLETED"
     times = [[r["time"] for r in records(folder / name)] for name in ("signal", "other")]
@@ -152,7 +153,7 @@ def test_the_death_of_a_rank_ends_the_step_on_all_nodes_and_the_job_requeues_on_
 ):
     run = folder / "killed"
     job = submit(SCRIPT, run, *WHOLE)
-    wait_for_step(run, 50)
+    wait_for_step(run, 35)
     ranks = tasks_of(job)
     assert len(ranks) == 2
     ranks[1].send_signal(signal.SIGKILL)
@@ -170,27 +171,36 @@ def test_a_node_that_dies_and_comes_back(cluster, submit, folder, whole, node):
     """The first has the batch script, too."""
     run = folder / node
     job = submit(SCRIPT, run, *WHOLE)
-    wait_for_step(run, 50)
+    wait_for_step(run, 35)
     cluster.kill_node(node)
     cluster.wait_for(lambda: cluster.job(job)["Restarts"] == "1")
     cluster.start_node(node)
     assert cluster.wait_for_end(job) == "COMPLETED", run.with_suffix(".log").read_text()
-    assert [r["step"] for r in records(run)] == list(range(1, 121))
+    assert [r["step"] for r in records(run)] == list(range(1, 91))
     assert losses(run) == losses(whole[0])
 
 
-def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folder):
-    crash = folder / "crash"  # of the tasks alone, not of what the batch script looks at first
-    crash.write_text('#!/bin/sh\n[ -z "$SLURM_STEP_NUM_TASKS" ] || exit 7\nexec "$@"\n')
-    crash.chmod(0o755)
-    run = folder / "loop"
-    environment = {"ASTROPT_CONTAINER": str(crash)}
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("crash", "exit 7"),
+        # as where --time is not longer than --signal; the save hangs
+        ("hang", "trap '' USR1; scancel --batch --signal=USR1 $SLURM_JOB_ID; sleep 60"),
+    ],
+)
+def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folder, name, fault):
+    script = folder / name  # of the tasks alone, not of what the batch script looks at first
+    script.write_text(f'#!/bin/sh\n[ -z "$SLURM_STEP_NUM_TASKS" ] || {{ {fault}; }}\nexec "$@"\n')
+    script.chmod(0o755)
+    run = folder / f"run-{name}"
+    environment = {"ASTROPT_CONTAINER": str(script), "ASTROPT_PATIENCE": "1"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     job = submit(SCRIPT, run, *WHOLE, **environment, PATH=path)
     assert cluster.wait_for_end(job) == "FAILED"
     log = run.with_suffix(".log").read_text()
-    assert "3 failures without a new checkpoint" in log, log
+    assert "no new checkpoint after 3 starts" in log, log
     assert cluster.job(job)["Restarts"] == "2"
+    assert not processes_of(job)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +212,11 @@ def test_a_run_that_gets_nowhere_stops_after_three_starts(cluster, submit, folde
         ({"ASTROPT_CONFIG": "3b"}, "--config 3b: no such preset"),
         ({"ASTROPT_GPU_GB": "0.0001"}, "2 GPUs of 0.0001 GB are too few"),
         ({"ASTROPT_SETUP": "/nowhere"}, "ASTROPT_SETUP=/nowhere"),
-        ({"ASTROPT_HOME": "/nowhere"}, "no slurm/common.sh in /nowhere"),
+        ({"ASTROPT_HOME": "/nowhere"}, "/nowhere: No such file"),
+        ({"ASTROPT_CONTAINER": "nosuch run"}, "ASTROPT_CONTAINER=nosuch run: no python there"),
+        ({"ASTROPT_GPU_GB": "80GB"}, "ASTROPT_GPU_GB=80GB: a number"),
+        ({"ASTROPT_OVERRIDES": "run.dir=runs/1m"}, "ASTROPT_RUN would be right"),
+        ({"ASTROPT_RUN": "/etc/hostname/run"}, "run.dir=/etc/hostname/run: no folder can be made"),
         ({"ASTROPT_ACCELERATOR": "gpu"}, "ASTROPT_ACCELERATOR=gpu: cuda or cpu"),
         ({"ASTROPT_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": ""}, "torch sees no GPU"),
     ],

@@ -27,6 +27,7 @@ def test_a_run_that_can_be_is_described_and_nothing_is_written(config, tmp_path)
         ((), 5, None, "no multiple of 5 ranks"),
         (("data.path=nowhere",), 2, None, "nowhere"),
         (("data.image_size=128",), 2, None, "128"),
+        (("run.dir=/etc/hostname/run",), 2, None, "no folder can be made or written in /etc/host"),
         (("run.dir=null",), 2, None, "run.dir is missing"),
         (("model.width=2560", "model.layers=26", "zero.stage=3"), 2, 10, "2 GPUs of 10 GB are too"),
     ],

@@ -38,8 +38,9 @@ def test_a_healthy_gpu_has_a_clock_and_no_faults_under_old_and_new_drivers(smi, 
     assert ask("GPU-abc") == Health(1755, [])
 
 
-def test_fields_that_a_gpu_does_not_have_are_no_faults(smi):
-    smi("[N/A], [N/A], Not Active, Not Active, [Not Supported]", "[N/A], [N/A]")
+@pytest.mark.parametrize("memory", ["[N/A], [N/A]", "", "Row remapping is not supported"])
+def test_what_a_gpu_does_not_have_is_no_fault(smi, memory):
+    smi("[N/A], [N/A], Not Active, Not Active, [Not Supported]", memory)
     assert ask("GPU-abc") == Health(None, [])
 
 

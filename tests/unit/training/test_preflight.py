@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from astropt_ds.config_source import load_config
-from astropt_ds.training import preflight
-from astropt_ds.training.preflight import Rank, compare, compare_links, read_rate
+from astropt_ds.training import node
+from astropt_ds.training.node import Rank, read_rate
+from astropt_ds.training.preflight import compare, compare_links
 from tests.conftest import REPOSITORY, free_port
 
-FIT = Rank("n0", "H100", 0.001, 1700, [], {"torch": "2.13"}, 1e9, 10**12)
+FIT = Rank("n0", "H100", 0.001, 1700, [], None, {"torch": "2.13"}, 1e9, 10**12)
 
 
 def verdict(*changed, needed=10**9):
@@ -34,8 +35,10 @@ def test_equal_nodes_are_fit():
     "changes, words",
     [
         ({"compute_s": 0.002}, "takes 2.0 times as long as the others"),
+        ({"compute_s": None, "faults": ["cannot compute: ECC"]}, "GPU 1: cannot compute: ECC"),
         ({"clock": 1200}, "GPU 0 runs at 1200 MHz, others at 1700"),
         ({"faults": ["3 uncorrected memory errors"]}, "GPU 0: 3 uncorrected memory errors"),
+        ({"unreadable": "data: shards: not there"}, "UNFIT: data: shards: not there"),
         ({"device": "A100"}, "A100, where others have H100"),
         ({"versions": {"torch": "2.12"}}, "torch 2.12, where others have 2.13"),
         ({"read": 1e8}, "reads 10.0 times slower"),
@@ -51,7 +54,7 @@ def test_a_node_that_differs_is_named_with_the_reason(changes, words):
 def test_shards_are_read_and_timed_if_there_is_enough_of_them(shards, monkeypatch):
     config = load_config("1m", [f"data.path={shards}"])
     assert read_rate(config, 3) is None
-    monkeypatch.setattr(preflight, "LEAST_READ", 100_000)
+    monkeypatch.setattr(node, "LEAST_READ", 100_000)
     assert read_rate(config, 3) > 100_000
 
 

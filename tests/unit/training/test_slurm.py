@@ -1,4 +1,5 @@
 import os
+from itertools import product
 
 import pytest
 
@@ -60,10 +61,19 @@ def test_a_task_is_a_rank(adopt):
     }
 
 
-def test_jobs_and_steps_that_follow_each_other_do_not_share_a_port(adopt):
+def test_jobs_steps_and_starts_that_follow_each_other_do_not_share_a_port(adopt):
     ports = [
-        int(adopt({**TASK, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})["MASTER_PORT"])
-        for job, step in ((81234, 0), (81235, 0), (81234, 1), (81235, 1), (101230, 0))
+        int(
+            adopt(
+                {
+                    **TASK,
+                    "SLURM_JOB_ID": str(job),
+                    "SLURM_STEP_ID": str(step),
+                    "SLURM_RESTART_COUNT": str(start),
+                }
+            )["MASTER_PORT"]
+        )
+        for job, step, start in product((81234, 81235, 81236), (0, 1), (0, 1, 2))
     ]
     assert len(set(ports)) == len(ports) and set(ports) <= set(PORTS)
 
@@ -73,5 +83,13 @@ def test_what_a_launcher_or_a_user_has_set_stays(adopt):
     assert adopt({**TASK, "MASTER_ADDR": "ib0"})["MASTER_ADDR"] == "ib0"
 
 
-def test_a_batch_script_is_no_task(adopt):
-    assert adopt({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}) == {}
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # a batch script
+        TASK | {"SLURM_STEP_NUM_TASKS": "1"},
+        TASK | {"SLURM_PTY_PORT": "40000"},  # the shell of srun --pty, of a step of many tasks
+    ],
+)
+def test_what_runs_alone_is_no_rank(adopt, given):
+    assert not {"RANK", "MASTER_PORT"} & adopt(given).keys()
