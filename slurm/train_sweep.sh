@@ -18,6 +18,7 @@ set -euo pipefail
 SIZES=(1m 5m 12m 21m 89m 309m 830m 2100m)
 GPUS=(1 1 1 2 4 8 8 8) # of one node
 
+export ASTROPT_DATA=${ASTROPT_DATA-shards}
 size=${SIZES[${SLURM_ARRAY_TASK_ID:-0}]-}
 run=${ASTROPT_RUN:-runs}/$size
 
@@ -42,7 +43,8 @@ submit() {
   for index in "${!SIZES[@]}"; do
     if wanted "${SIZES[index]}"; then
       echo "${SIZES[index]} on ${GPUS[index]} GPUs"
-      tasks=${GPUS[index]} ASTROPT_CONFIG=${SIZES[index]} ASTROPT_RUN=${ASTROPT_RUN:-runs}/${SIZES[index]} check
+      size=${SIZES[index]}
+      tasks=${GPUS[index]} ASTROPT_CONFIG=$size ASTROPT_RUN=${ASTROPT_RUN:-runs}/$size check
     fi
   done
   for count in $(printf '%s\n' "${GPUS[@]}" | sort -nu); do
@@ -69,5 +71,5 @@ if [ -n "$say" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
   exit
 fi
 [ -n "$size" ] || die "--array: $SLURM_ARRAY_TASK_ID is no size; 0-$((${#SIZES[@]} - 1)) would be right"
-export ASTROPT_CONFIG=$size ASTROPT_DATA=${ASTROPT_DATA-shards} ASTROPT_RUN=$run
+export ASTROPT_CONFIG=$size ASTROPT_RUN=$run
 train "$@"
