@@ -12,7 +12,7 @@ from astropt_ds import read_embeddings, save_model
 from astropt_ds.config_source import load_config
 from astropt_ds.model import AstroPT
 from tests.conftest import REPOSITORY
-from tests.distributed.runs import events, records, wait_for_step
+from tests.distributed.runs import damage, events, records, wait_for_step
 from tests.slurm.conftest import NODES
 
 pytestmark = pytest.mark.needs("slurm")
@@ -33,6 +33,8 @@ def test_the_sizes_train_side_by_side_and_each_is_requeued_alone(cluster, submit
     times = []
     for size in SIZES.values():
         assert [r["step"] for r in records(run / size)] == list(range(1, 81)), logs(tmp_path)
+        assert (run / size / "complete").exists()
+        assert damage(run / size / "checkpoints" / "step-00000080") is None
         assert "2 x cpu" in events(run / size, "start")[0]["text"]
         assert len(events(run / size, "start")) == 1 + (size == "21m")
         steps = [r["time"] for r in records(run / size, "event")]

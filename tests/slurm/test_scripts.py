@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from astropt_ds import save_model
+from astropt_ds.config_source import load_config
+from astropt_ds.model import AstroPT
 from tests.conftest import REPOSITORY
 
 VENV = Path(sys.executable).parent.parent
@@ -24,6 +27,34 @@ def test_shellcheck_has_nothing_to_say():
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_it(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "script, arguments, words",
+    [
+        ("preflight.sh", (), "would run: srun --nodes=4 --ntasks=32 --kill-on-bad-exit=1"),
+        ("embed.sh", ("--limit", "3"), "would run: srun --nodes=1 --ntasks=1 --kill-on-bad-exit=1"),
+    ],
+)
+def test_the_other_scripts_have_dry_runs_too(shards, tmp_path, script, arguments, words):
+    config = load_config("1m", ["model.layers=2", "model.width=32", "model.heads=2"])
+    save_model(AstroPT(config.model), tmp_path / "model")
+    if script == "embed.sh":
+        where = ("--model", tmp_path / "model", "--data", shards, "--output", tmp_path / "table")
+        arguments = (*where, *arguments)
+    settings = {"ASTROPT_VENV": str(VENV), "ASTROPT_ACCELERATOR": "cpu", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", f"slurm/{script}", "--dry-run", *arguments],
+        cwd=REPOSITORY, env=settings, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and words in done.stdout, done.stdout + done.stderr
+    assert not (tmp_path / "table").exists()
 
 
 def test_a_dry_run_needs_no_slurm_and_says_what_would_run(shards, tmp_path):
