@@ -227,6 +227,8 @@ class Config(Section):
     tensorboard: bool = False  # event files in the run's folder
     energy: EnergyConfig = EnergyConfig()
     precision: Literal["fp32", "bf16"] = "bf16"
+    recompute: Literal["none", "selective", "full"] = "none"  # of the blocks, for the backward pass
+    compile: bool = False  # the blocks, by torch.compile
     seed: NonNegative = 0
 
     @model_validator(mode="after")

@@ -1,24 +1,31 @@
 """Parameters, floating-point operations and utilisation: closed formulas, no tensors.
 
 Counts are of matrix products, two operations a multiply-add, with attention counted in full as
-torch's FLOP counter sees it.
+torch's FLOP counter sees it; what causal kernels leave out is :func:`causal_excess`.
 """
 
 from __future__ import annotations
 
-from astropt_ds.config import ModelConfig
+from astropt_ds.config import Config, ModelConfig
 
-# Dense bf16 peak in FLOP/s by a part of the device's name, from the vendors' data sheets; the
-# first match counts.
+Parts = dict[str, int]  # operations of the tokeniser, attention, mlp and head
+
+# Dense peaks in FLOP/s (bf16 on tensor cores, fp32 without TF32) by a part of the device's name,
+# from the vendors' data sheets; the first match counts. 0: the device has none.
 PEAKS = {
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "V100": 125e12,
+    "B200": {"bf16": 2250e12, "fp32": 75e12},
+    "H200": {"bf16": 989.4e12, "fp32": 67e12},
+    "H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
+    "H100 NVL": {"bf16": 835e12, "fp32": 60e12},
+    "H100": {"bf16": 989.4e12, "fp32": 67e12},
+    "A100": {"bf16": 312e12, "fp32": 19.5e12},
+    "A40": {"bf16": 149.7e12, "fp32": 37.4e12},
+    "A30": {"bf16": 165e12, "fp32": 10.3e12},
+    "A10": {"bf16": 125e12, "fp32": 31.2e12},
+    "L40S": {"bf16": 362e12, "fp32": 91.6e12},
+    "L40": {"bf16": 181e12, "fp32": 90.5e12},
+    "L4": {"bf16": 121e12, "fp32": 30.3e12},
+    "V100": {"bf16": 0.0, "fp32": 15.7e12},
 }
 
 
@@ -51,12 +58,70 @@ def parameters(config: ModelConfig, positions: bool = True) -> int:
     return count + (config.block_size * width if positions else 0)
 
 
+def forward_parts(
+    config: ModelConfig, tokens: int, blocks: int | None = None, head: bool = True
+) -> Parts:
+    """Operations of a forward pass over one sequence, by part.
+
+    Args:
+        config: the model.
+        tokens: in the sequence.
+        blocks: that run; all if None.
+        head: whether the predictions are made.
+    """
+    width, blocks = config.width, config.layers if blocks is None else blocks
+
+    def products(linears: list[tuple[int, int]]) -> int:
+        return 2 * tokens * sum(n_in * n_out for n_in, n_out in linears)
+
+    return {
+        "tokeniser": products(_tokeniser_linears(config)),
+        "attention": blocks * (products([(width, 4 * width)]) + _scores(config, tokens)),
+        "mlp": blocks * products([(width, 4 * width), (4 * width, width)]),
+        "head": products(_head_linears(config)) if head else 0,
+    }
+
+
+def _scores(config: ModelConfig, tokens: int) -> int:
+    """Of q k^T and its product with v, in one block."""
+    return 4 * tokens * tokens * config.width
+
+
+def backward_parts(config: ModelConfig, tokens: int) -> Parts:
+    """Operations of the backward pass over one sequence, by part.
+
+    A product has two gradients. No gradient flows into the patches: the first product has one for
+    its weight alone.
+    """
+    parts = {part: 2 * count for part, count in forward_parts(config, tokens).items()}
+    n_in, n_out = _tokeniser_linears(config)[0]
+    parts["tokeniser"] -= 2 * tokens * n_in * n_out
+    return parts
+
+
+def recomputed_parts(config: ModelConfig, tokens: int, recompute: str) -> Parts:
+    """Operations that the backward pass repeats of the forward pass, by part.
+
+    ``selective`` keeps all products; ``full`` repeats the blocks but for each one's last product,
+    whose output no gradient needs.
+    """
+    if recompute != "full":
+        return dict.fromkeys(forward_parts(config, tokens), 0)
+    parts = forward_parts(config, tokens, head=False)
+    parts["tokeniser"] = 0
+    parts["mlp"] -= config.layers * 2 * tokens * 4 * config.width * config.width
+    return parts
+
+
+def causal_excess(config: ModelConfig, tokens: int, blocks: int | None = None) -> int:
+    """Operations of a forward pass's full attention that causal attention does not need."""
+    blocks = config.layers if blocks is None else blocks
+    return blocks * 2 * tokens * (tokens - 1) * config.width
+
+
 def forward_flops(config: ModelConfig, tokens: int) -> int:
     """Operations of one forward pass over one sequence."""
-    linears = _tokeniser_linears(config) + _head_linears(config)
-    products = sum(n_in * n_out for n_in, n_out in linears) + 12 * config.layers * config.width**2
-    attention = 2 * config.layers * tokens * config.width  # q k^T and its product with v
-    return 2 * tokens * (products + attention)
+    return sum(forward_parts(config, tokens).values())
 
 
 def embedding_flops(config: ModelConfig, tokens: int, blocks: int) -> int:
@@ -64,46 +129,69 @@ def embedding_flops(config: ModelConfig, tokens: int, blocks: int) -> int:
 
     Of attention's, only the causal half is: what a kernel spends on the other is not counted.
     """
-    products = sum(n_in * n_out for n_in, n_out in _tokeniser_linears(config))
-    products += 12 * blocks * config.width**2
-    return 2 * tokens * products + 2 * blocks * tokens * (tokens + 1) * config.width
+    parts = forward_parts(config, tokens, blocks, head=False)
+    return sum(parts.values()) - causal_excess(config, tokens, blocks)
 
 
 def training_flops(config: ModelConfig, tokens: int) -> int:
     """Operations of forward and backward over one image of so many tokens.
 
-    The last token is only a target, and no gradient flows into the patches: the first product
-    has a gradient for its weight alone.
+    The last token is only a target.
     """
     inputs = tokens - 1
-    n_in, n_out = _tokeniser_linears(config)[0]
-    return 3 * forward_flops(config, inputs) - 2 * inputs * n_in * n_out
+    return forward_flops(config, inputs) + sum(backward_parts(config, inputs).values())
 
 
-def palm_flops_per_token(config: ModelConfig, tokens: int) -> int:
-    """6 N + 12 L D T (Chowdhery et al. 2022, appendix B), N without the position table."""
-    attention = 12 * config.layers * config.width * tokens
-    return 6 * parameters(config, positions=False) + attention
+def causal_training_flops(config: ModelConfig, tokens: int) -> int:
+    """The same with the causal half of attention only."""
+    return training_flops(config, tokens) - 3 * causal_excess(config, tokens - 1)
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 peak of a device in FLOP/s, or None where the table has none."""
-    return next((peak for part, peak in PEAKS.items() if part in device_name), None)
+def hardware_flops(config: ModelConfig, tokens: int, recompute: str) -> int:
+    """The same as :func:`training_flops`, with what is computed twice."""
+    repeated = recomputed_parts(config, tokens - 1, recompute)
+    return training_flops(config, tokens) + sum(repeated.values())
 
 
-def mfu(
-    config: ModelConfig, tokens: int, tokens_per_second: float, device_name: str, devices: int
-) -> float | None:
-    """Model FLOP utilisation by the PaLM convention, or None for a device of unknown peak.
+def palm_flops_per_token(config: ModelConfig, tokens: int, causal: bool = False) -> int:
+    """6 N + 12 L D T (Chowdhery et al. 2022, appendix B), N without the position table.
 
     Args:
         config: the model.
-        tokens: in an image.
-        tokens_per_second: over all devices.
+        tokens: in a sequence, T.
+        causal: count half of attention's 12 L D T.
+    """
+    attention = (6 if causal else 12) * config.layers * config.width * tokens
+    return 6 * parameters(config, positions=False) + attention
+
+
+def peak_flops(device_name: str, precision: str = "bf16") -> float | None:
+    """Dense peak of a device in FLOP/s, or None where the table has none."""
+    found = next((peaks for part, peaks in PEAKS.items() if part in device_name), None)
+    return (found and found[precision]) or None
+
+
+def utilisation(
+    config: Config, tokens_per_second: float, device_name: str, devices: int
+) -> dict[str, float | None]:
+    """Shares of the devices' peak: None for a device of unknown peak.
+
+    Args:
+        config: the run's.
+        tokens_per_second: over all devices, every token of the images counted.
         device_name: as torch gives it.
         devices: how many.
+
+    Returns:
+        ``mfu`` by the PaLM convention, ``mfu_causal`` with half of attention, and ``hfu``: the
+        exact count of what is computed, recomputation included (Korthikanti et al. 2022).
     """
-    peak = peak_flops(device_name)
-    if peak is None:
-        return None
-    return palm_flops_per_token(config, tokens) * tokens_per_second / (peak * devices)
+    tokens = config.tokens_per_image
+    each = {
+        "mfu": palm_flops_per_token(config.model, tokens),
+        "mfu_causal": palm_flops_per_token(config.model, tokens, causal=True),
+        "hfu": hardware_flops(config.model, tokens, config.recompute) / tokens,
+    }
+    peak = peak_flops(device_name, config.precision)
+    rate = tokens_per_second / (peak * devices) if peak else None
+    return {name: None if rate is None else count * rate for name, count in each.items()}

@@ -6,54 +6,17 @@ It knows nothing of distribution, files or data. Parameter names are those of As
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from astropt_ds.attention import attention, resolve_kernel
+from astropt_ds.blocks import Block, BlockFunction
 from astropt_ds.config import ModelConfig
-from astropt_ds.layers import MLP, Embedding, Init, Linear, decoder, encoder
+from astropt_ds.layers import Embedding, Init, decoder, encoder
 from astropt_ds.tokens import grid, standardise
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; head h owns channels [h * d, (h + 1) * d) of q, k and v."""
-
-    def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.causal = config.attention == "causal"
-        self.kernel = kernel
-        self.c_attn = Linear(config.width, 3 * config.width, init.at("c_attn"))
-        self.c_proj = Linear(config.width, config.width, init.at("c_proj"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to the same."""
-        batch, tokens, width = x.shape
-        qkv = self.c_attn(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        kernel = resolve_kernel(self.kernel, x.device, x.dtype)
-        mixed = attention(q, k, v, causal=self.causal, kernel=kernel)
-        return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.width, bias=False)
-        self.attn = SelfAttention(config, kernel, init.at("attn"))
-        self.ln_2 = nn.LayerNorm(config.width, bias=False)
-        self.mlp = MLP(config.width, 4 * config.width, config.width, init.at("mlp"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) to the same."""
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
 
 
 class Trunk(nn.Module):
@@ -65,6 +28,10 @@ class Trunk(nn.Module):
             Block(config, kernel, init.at(f"h.{i}")) for i in range(config.layers)
         )
         self.ln_f = nn.LayerNorm(config.width, bias=False)
+
+    def blocks(self) -> list[Block]:
+        """All of them, in order."""
+        return [cast(Block, block) for block in self.h]
 
     def forward(self, x: Tensor, blocks: int) -> Tensor:
         """The output of the first so many blocks; (batch, tokens, width) to the same."""
@@ -202,6 +169,11 @@ class AstroPT(nn.Module):
         x = tokens.to(self.transformer.ln_f.weight.dtype)
         x = self.encoders["images"](x) + self.embedders["images"](x)
         return self.transformer(x, blocks)
+
+    def run_blocks_as(self, function: BlockFunction) -> None:
+        """Run all blocks so; see :func:`astropt_ds.blocks.block_function`."""
+        for block in self.transformer.blocks():
+            block.run = function
 
     def blocks_until(self, layer: int | str) -> int:
         """How many blocks produce the named layer.

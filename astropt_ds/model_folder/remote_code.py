@@ -15,7 +15,8 @@ CLASSES = {
     "auto_map": {"AutoConfig": f"{MODULE}.AstroPTConfig", "AutoModel": f"{MODULE}.AstroPTModel"},
 }
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("errors", "attention", "tokens", "layers", "model", "model_folder/transformers_model")
+MODULES = ("errors", "attention", "tokens", "layers", "blocks", "model")
+SOURCES = (*MODULES, "model_folder/transformers_model")
 CONFIG_CLASS = ("ModelConfig", "AstroPTConfig")  # the package's, and what stands for it there
 HEADER = f'''"""AstroPT for the transformers library.
 

@@ -66,7 +66,7 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
         f"batch: {images} images = {ranks} ranks x {micro} x {accumulation} accumulation; "
         f"{state / GB:.1f} GB of state on each under ZeRO-{config.zero.stage}, and activations"
     )
-    hours = flops / (MFU * PEAKS[GPU]) / 3600
+    hours = flops / (MFU * PEAKS[GPU]["bf16"]) / 3600
     yield f"work: {flops:.3g} FLOPs, {hours:,.3g} GPU hours of an {GPU} at {MFU:.0%} of its peak"
     yield from (f"warning: {text}" for text in warnings)
     pointer = Path(config.run.dir) / POINTER

@@ -1,7 +1,8 @@
 """The model under DeepSpeed: one optimizer step, one forward pass. The only importer of deepspeed.
 
-The DeepSpeed dictionary is ds_configs/zeroN.json, which says how to partition, plus what the
-run's configuration says: batch, precision and clipping. Nothing is written twice.
+The DeepSpeed dictionary is ds_configs/zeroN.json (or zeroN_cpu.json where no GPU is used), which
+says how to partition, plus what the run's configuration says: batch, precision and clipping.
+Nothing is written twice.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from astropt_ds.blocks import Block, block_function
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
 from astropt_ds.data.reader import Fault
+from astropt_ds.model import AstroPT
 from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
 from astropt_ds.tokens import standardise
 from astropt_ds.training.fragments import Fragment, fragments, refresh, set_optimizer_step
 from astropt_ds.training.health import Health
-from astropt_ds.training.ranks import Ranks
+from astropt_ds.training.ranks import Ranks, uses_gpu
 
 DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
 
@@ -66,6 +69,8 @@ def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
     """
     micro, accumulation = config.batch.split(ranks)
     name = f"zero{config.zero.stage}" + ("_offload" if config.zero.offload else "")
+    if not uses_gpu() and (DS_CONFIGS / f"{name}_cpu.json").exists():
+        name += "_cpu"
     return {
         **json.loads((DS_CONFIGS / f"{name}.json").read_text()),
         "train_batch_size": config.batch.global_images,
@@ -106,15 +111,18 @@ class Engine:
         updates: optimizer updates made so far; the schedule's clock.
     """
 
-    def __init__(self, model: nn.Module, config: Config, ranks: Ranks) -> None:
+    def __init__(self, model: AstroPT, config: Config, ranks: Ranks) -> None:
         self.config = config
         self.ranks = ranks
         self.updates = 0
         self.health = Health(config.health)
         self._loss = 0.0
         self._whole_norm: float | None = None  # where DeepSpeed keeps none
+        model.run_blocks_as(block_function(config.recompute, config.compile))
         if config.zero.stage < 3:
             model.to(ranks.device)
+        else:  # DeepSpeed gathers a block's weights before it runs, not in its midst
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
         optimizer = adamw(model, config.optim)
         optimizer.permitted = self._permitted
         self.engine, *_ = deepspeed.initialize(

@@ -9,7 +9,7 @@ from typing import Any
 from astropt_ds.config import Config
 from astropt_ds.data.reader import Fault
 from astropt_ds.files import replace_durably
-from astropt_ds.flops import mfu
+from astropt_ds.flops import utilisation
 from astropt_ds.tokens import Grid
 from astropt_ds.training.environment import environment
 from astropt_ds.training.facts import counters, known
@@ -110,7 +110,7 @@ class Records:
             **counters(self.config, step),
             **known(values),
             tokens_per_s=rate,
-            mfu=mfu(self.config.model, tokens, rate, device, size),
+            **utilisation(self.config, rate, device, size),
             memory_bytes=self._ranks.peak_memory(),
         )
         self.progress.update(step, values["loss"], values["lr"], images, seconds)

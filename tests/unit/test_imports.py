@@ -16,7 +16,8 @@ FLOORS = (
     ("config_source",),
     ("flops", "tokens", "attention", "schedule"),
     ("layers", "memory"),
-    ("model", "optim"),
+    ("blocks", "optim"),
+    ("model",),
     ("model_folder",),
     ("data",),
     ("ingest",),
@@ -24,7 +25,7 @@ FLOORS = (
     ("convert",),
     ("embedding",),
     ("evaluation",),
-    ("train", "benchmark"),
+    ("train", "benchmark", "accounting"),
 )
 
 
