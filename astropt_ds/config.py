@@ -21,9 +21,10 @@ from astropt_ds.config_run import (
     WandbConfig,
 )
 from astropt_ds.errors import UserError
-from astropt_ds.section import Fraction, Momentum, NonNegative, Positive, Section
+from astropt_ds.section import Fraction, Momentum, NonNegative, OrAuto, Positive, Section, Stage
 
-LARGEST_DERIVED_MICRO = 16
+LARGEST_MICRO = 16  # images, where memory is not asked
+LARGEST_GPU_MICRO = 64  # more do not make its products faster
 
 
 class ModalityConfig(Section):
@@ -121,13 +122,18 @@ class DataConfig(Section):
 
 
 class BatchConfig(Section):
-    """The global batch is fixed; micro-batch and accumulation follow from the number of ranks."""
+    """The global batch is fixed; micro-batch and accumulation follow from the number of ranks.
+
+    A micro-batch of ``auto`` images is the largest whose memory plan fits the devices.
+    """
 
     global_images: Positive = 320
-    micro: Positive | None = None  # images a rank takes at once; the largest fit up to 16 if unset
+    micro: OrAuto[Positive] = None  # images a rank takes at once
 
     def split(self, ranks: int) -> tuple[int, int]:
         """(micro-batch, accumulation) for a number of ranks; their product is the rank's share.
+
+        A micro-batch that is not settled is the largest up to 16.
 
         Raises:
             UserError: the global batch cannot be split so; the message names what would fit.
@@ -139,9 +145,9 @@ class BatchConfig(Section):
                 f"batch.global_images={self.global_images} is no multiple of {ranks} ranks; "
                 f"{' or '.join(map(str, fits))} would be"
             )
-        divisors = [n for n in range(1, share + 1) if share % n == 0]
+        divisors = divisors_of(share)
         if self.micro is None:
-            micro = max(n for n in divisors if n <= LARGEST_DERIVED_MICRO)
+            micro = max(n for n in divisors if n <= LARGEST_MICRO)
         elif self.micro in divisors:
             micro = self.micro
         else:
@@ -151,6 +157,11 @@ class BatchConfig(Section):
                 f"one of {', '.join(map(str, divisors))} would"
             )
         return micro, share // micro
+
+
+def divisors_of(number: int) -> list[int]:
+    """Smallest first."""
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 class OptimConfig(Section):
@@ -196,16 +207,35 @@ class ScheduleConfig(Section):
 
 
 class ZeroConfig(Section):
-    """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too."""
+    """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too.
 
-    stage: Annotated[NonNegative, Field(le=3)] = 1
+    ``auto`` is the lowest stage whose memory plan fits the devices.
+    """
+
+    stage: OrAuto[Stage] = 1
     offload: bool = False  # stage 3 only: parameters and optimizer in host memory
+    hpz: bool = False  # stage 3 only: weights a second time within each node (ZeRO++)
 
     @model_validator(mode="after")
     def _check(self) -> ZeroConfig:
-        if self.offload and self.stage != 3:
-            raise ValueError(f"offload=true needs stage=3, not stage={self.stage}")
+        for key in ("offload", "hpz"):
+            if getattr(self, key) and self.stage != 3:
+                stage = "auto" if self.stage is None else self.stage
+                raise ValueError(f"{key}=true needs stage=3, not stage={stage}")
+        if self.offload and self.hpz:
+            raise ValueError("offload=true and hpz=true exclude each other; one would be right")
         return self
+
+    @property
+    def level(self) -> int:
+        """The stage, once it is settled.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.stage is None:
+            raise ValueError("zero.stage=auto has not been settled")
+        return self.stage
 
 
 class Config(Section):

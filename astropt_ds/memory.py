@@ -1,23 +1,147 @@
-"""Bytes of a training's state on each GPU: closed formulas, no tensors."""
+"""Bytes that a training takes on each device: closed formulas, no tensors.
+
+The state is ZeRO's (Rajbhandari et al. 2020, section 3); of activations all is counted that
+autograd keeps of this package's blocks, tokenisers and heads, and the largest working set.
+"""
 
 from __future__ import annotations
 
-from astropt_ds.config import Config
+from typing import NamedTuple
+
+from astropt_ds.config import Config, ModelConfig
 from astropt_ds.flops import parameters
+from astropt_ds.zero import zero_settings
 
-# Bytes a parameter of (weights, gradients, AdamW's two moments with the master weights).
-STATE = {"fp32": (4, 4, 8), "bf16": (2, 2, 12)}
+ELEMENT = {"fp32": 4, "bf16": 2}  # bytes of a weight, gradient or activation
+MASTER = 12  # bytes a parameter of fp32 weights and AdamW's two moments
 
 
-def state_bytes(config: Config, ranks: int) -> int:
-    """Bytes of weights, gradients and optimizer on a rank's device; activations come on top.
+class Memory(NamedTuple):
+    """Bytes on one device; with offload, of what stays on it.
 
-    ZeRO's stage 1 splits the optimizer's over the ranks, 2 the gradients too, 3 the weights too
-    (Rajbhandari et al. 2020, section 3); offload keeps weights and optimizer in the host's memory.
+    Attributes:
+        weights: kept all the time.
+        optimizer: fp32 weights and AdamW's moments.
+        gradients: of a whole update.
+        held: those of them that are there before the backward pass begins.
+        gathered: weights of other ranks, while they are used.
+        buckets: buffers of the reduction.
+        activations: what the backward pass needs, and its largest working set.
+        update: what the optimizer's step needs beside.
     """
-    weights, gradients, optimizer = STATE[config.precision]
-    stage = config.zero.stage
-    each = gradients / (ranks if stage >= 2 else 1)
+
+    weights: int
+    optimizer: int
+    gradients: int
+    held: int
+    gathered: int
+    buckets: int
+    activations: int
+    update: int
+
+    @property
+    def state(self) -> int:
+        """What is there whatever the batch: weights, gradients, optimizer."""
+        return self.weights + self.optimizer + self.gradients
+
+    @property
+    def peak(self) -> int:
+        """The most at one time: as the backward pass begins, or in the optimizer's step."""
+        working = self.held + self.gathered + self.activations
+        return (
+            self.weights
+            + self.optimizer
+            + self.buckets
+            + max(working, self.gradients + self.update)
+        )
+
+
+def memory(config: Config, ranks: int, micro: int, gpu: bool, per_node: int = 1) -> Memory:
+    """The plan of one device.
+
+    Args:
+        config: of the run, its stage settled.
+        ranks: over which ZeRO partitions.
+        micro: images that a rank takes at once.
+        gpu: whether it computes on GPUs.
+        per_node: ranks of a node, among which ``zero.hpz`` partitions the weights once more.
+    """
+    count, element = parameters(config.model), ELEMENT[config.precision]
+    stage, offload = config.zero.level, config.zero.offload
+    zero = zero_settings(config.zero, gpu)["zero_optimization"]
+    share = count / ranks
+    weights = element * (share if stage == 3 else count)
+    optimizer = MASTER * (share if stage else count) - (0 if stage else 4 * count)
+    gradients = element * (share if stage >= 2 else count)
+    accumulates = config.batch.global_images > micro * ranks
+    gathered = buckets = update = 0.0
+    if stage == 3:
+        block = 12 * config.model.width**2
+        ahead = zero.get("stage3_prefetch_bucket_size", 5e7)
+        gathered = element * min(count, block + ahead)
+        buckets = element * zero.get("reduce_bucket_size", 5e8)
+        update = 4 * min(share, zero.get("sub_group_size", 1e9)) if element < 4 else 0.0
+        if config.zero.hpz:
+            weights += element * count / per_node
+    elif stage:
+        if zero["contiguous_gradients"]:
+            buffers = 2 if zero["overlap_comm"] else 1
+            buckets = buffers * element * zero.get("reduce_bucket_size", 5e8)
+        # a rank's share of the gradients end to end, and in fp32
+        update = share * (element + (4 if element < 4 else 0))
+    if offload:
+        weights = optimizer = 0.0
+        update = 0.0
+    held = gradients if accumulates or stage == 3 else 0
+    activations = activation_bytes(config, micro)
+    numbers = (weights, optimizer, gradients, held, gathered, buckets, activations, update)
+    return Memory(*map(round, numbers))
+
+
+def host_bytes(config: Config, ranks: int) -> int:
+    """What a rank keeps in the host's memory with offload: weights, gradients and optimizer."""
     if not config.zero.offload:
-        each += weights / (ranks if stage >= 3 else 1) + optimizer / (ranks if stage >= 1 else 1)
-    return round(parameters(config.model) * each)
+        return 0
+    element = ELEMENT[config.precision]
+    return round(parameters(config.model) / ranks * (2 * element + MASTER))
+
+
+def block_bytes(model: ModelConfig, element: int, recompute: str) -> tuple[int, int]:
+    """Bytes a token that a block keeps for the backward pass, and needs when that passes.
+
+    Kept are the inputs of both norms and of all products, q, k and v, attention's output, the
+    hidden layer before and after its activation, and a few numbers in fp32; ``selective`` keeps
+    the products' and attention's outputs, ``full`` the block's input.
+
+    Args:
+        model: its shape.
+        element: bytes of an activation.
+        recompute: as in the configuration.
+    """
+    wide = model.width * element
+    scalars = 4 * 4 + 4 * model.heads  # of both norms, and attention's normalisation
+    all_of_it = 16 * wide + scalars
+    kept = {"none": all_of_it, "selective": 12 * wide + 4 * model.heads, "full": wide}[recompute]
+    again = all_of_it - wide if recompute == "full" else 5 * wide * (recompute == "selective")
+    return kept, 5 * wide + again
+
+
+def activation_bytes(config: Config, micro: int) -> int:
+    """What a micro-batch's forward pass leaves for the backward pass, with its working set.
+
+    Args:
+        config: of the run.
+        micro: images in it.
+    """
+    model, element = config.model, ELEMENT[config.precision]
+    tokens = config.tokens_per_image
+    rows, values, width = micro * (tokens - 1), model.images.input_size, model.width
+    kept, working = block_bytes(model, element, config.recompute)
+    # as bytes and standardised; the first so many as the model's inputs
+    batch = micro * tokens * values * (1 + 4) + rows * values * element
+    tokeniser = {"relu": 2 * width, "aim": 8 * width, "affine": 0}[model.tokeniser]
+    head = {"relu": 4 * width, "aim": 9 * width, "affine": width}[model.tokeniser]
+    below = batch + rows * (element * tokeniser + model.layers * kept)
+    # the loss compares in fp32, and its gradient is of the same size
+    loss = rows * (element * (head + width) + 2 * 4 * values)
+    return below + max(loss, rows * working)

@@ -12,6 +12,7 @@ from astropt_ds.config_source import parse_command_line
 from astropt_ds.data.loader import Galaxies
 from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
+from astropt_ds.plan import settle
 from astropt_ds.training.engine import Engine, partitioned
 from astropt_ds.training.environment import attention_kernel
 from astropt_ds.training.interruption import Interruption
@@ -37,10 +38,11 @@ def main(argv: list[str]) -> None:
 
 def train(config: Config, galaxies: Galaxies, interruption: Interruption, ranks: Ranks) -> None:
     """Predict the next patch of every galaxy, in spiral order, under a Huber loss."""
+    config = settle(config, ranks.size, ranks.device_memory(), ranks.per_node())
     with ranks.together():
         check_precision(config.precision, ranks.device)
         attention_kernel(config, ranks)
-        galaxies.open(ranks.rank, ranks.size, pin=uses_gpu())
+        galaxies.open(ranks.rank, ranks.size, pin=uses_gpu(), batch=config.batch)
 
     with Run(config, galaxies, interruption, ranks) as run:
         with partitioned(config, ranks):

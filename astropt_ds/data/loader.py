@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from astropt_ds.config import LARGEST_DERIVED_MICRO, Config
+from astropt_ds.config import LARGEST_GPU_MICRO, BatchConfig, Config
 from astropt_ds.data.batch import Batch
 from astropt_ds.data.order import Mixture, Order, dihedral_element
 from astropt_ds.data.pool import Failure, Pool
@@ -112,19 +112,22 @@ class Galaxies:
         self.config = config
         self.grid = _grid(config)
         self.waited = 0.0
-        micro = config.batch.micro or min(LARGEST_DERIVED_MICRO, config.batch.global_images)
+        micro = config.batch.micro or min(LARGEST_GPU_MICRO, config.batch.global_images)
         capacity = _slot_bytes(micro, config, np.dtype(np.float32))
         streams = (TRAINING, VALIDATION)
         self._reading = _Reading(config)
         self._pool = Pool(self._reading, config.data.workers, streams, capacity)
 
-    def open(self, rank: int, ranks: int, pin: bool = False) -> None:
+    def open(
+        self, rank: int, ranks: int, pin: bool = False, batch: BatchConfig | None = None
+    ) -> None:
         """Check the data against the configuration, for this process among the others.
 
         Args:
             rank: this process.
             ranks: all of them; each looks for its part of the shards.
             pin: batches into page-locked memory, for copies to a GPU that overlap its work.
+            batch: the configuration's, if what was to be settled in it has been.
 
         Raises:
             UserError: no shards, shards that do not fit the configuration, or a global batch that
@@ -132,7 +135,7 @@ class Galaxies:
         """
         config = self.config
         self.rank, self.ranks = rank, ranks
-        self.micro, self.accumulation = config.batch.split(ranks)
+        self.micro, self.accumulation = (batch or config.batch).split(ranks)
         train, val = Survey(config, TRAINING), Survey(config, VALIDATION)
         for survey in (train, val):
             survey.check(rank, ranks, config)

@@ -13,13 +13,15 @@ from astropt_ds.data.loader import TRAINING, VALIDATION
 from astropt_ds.data.survey import Survey
 from astropt_ds.errors import UserError
 from astropt_ds.files import nearest_folder
-from astropt_ds.flops import PEAKS, parameters, training_flops
-from astropt_ds.memory import state_bytes
+from astropt_ds.flops import parameters
+from astropt_ds.gpus import GPUS
+from astropt_ds.memory import memory
+from astropt_ds.plan import UTILISATION, Choice, course, propose, settle
 from astropt_ds.training.checkpoint import POINTER
 from astropt_ds.training.ranks import uses_gpu
 
 GB = 1e9
-GPU, MFU = "H100", 0.45  # what DeepSpeed and llm-foundry reach there with models of 3B to 8B
+GPU = "h100"
 
 
 def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterator[str]:
@@ -36,27 +38,29 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
     """
     if config.run.dir is None:
         raise UserError("run.dir is missing: a folder for the run, for example run.dir=runs/1m")
-    folder = nearest_folder(Path(config.run.dir))
+    run = Path(config.run.dir)
+    folder = nearest_folder(run)
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise UserError(f"run.dir={config.run.dir}: no folder can be made or written in {folder}")
-    micro, accumulation = config.batch.split(ranks)
+    config.batch.split(ranks)  # refuses what cannot be split
     train, val = Survey(config, TRAINING), Survey(config, VALIDATION)
     warnings = []
     for survey in (train, val):
         survey.check(0, 1, config)
         side, patch = config.data.image_size, config.model.images.patch
         warnings += survey.warnings(side, config.data.max_bad_fraction, patch)
-    state = state_bytes(config, ranks)
     if gpu_gb is None and uses_gpu():
         gpu_gb = torch.cuda.get_device_properties(0).total_memory / GB
-    if gpu_gb is not None and state > gpu_gb * GB:
-        raise UserError(
-            f"{ranks} GPUs of {gpu_gb:g} GB are too few: zero.stage={config.zero.stage} keeps "
-            f"{state / GB:.1f} GB of weights, gradients and optimizer on each; more of them, a "
-            "higher stage, or zero.offload=true would be right"
-        )
+    if gpu_gb is None:
+        config = settle(config, ranks, None)
+        micro, accumulation = config.batch.split(ranks)
+        needs = memory(config, ranks, micro, gpu=False)
+    else:
+        choice = propose(config, ranks, gpu_gb * GB)
+        warnings += tight(choice, ranks, gpu_gb)
+        config, micro, accumulation = choice.config, choice.micro, choice.accumulation
+        needs = choice.memory
     images = config.batch.global_images
-    flops = training_flops(config.model, config.tokens_per_image) * images * config.run.steps
     yield f"model: {parameters(config.model):,} parameters, {config.precision}"
     yield (
         f"data: {len(train):,} images to train on, {len(val):,} to validate; "
@@ -64,11 +68,37 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
     )
     yield (
         f"batch: {images} images = {ranks} ranks x {micro} x {accumulation} accumulation; "
-        f"{state / GB:.1f} GB of state on each under ZeRO-{config.zero.stage}, and activations"
+        f"the plan for each under ZeRO-{config.zero.level} is {needs.peak / GB:.2g} GB, of which "
+        f"{needs.state / GB:.2g} GB are weights, gradients and optimizer"
     )
-    hours = flops / (MFU * PEAKS[GPU]["bf16"]) / 3600
-    yield f"work: {flops:.3g} FLOPs, {hours:,.3g} GPU hours of an {GPU} at {MFU:.0%} of its peak"
+    work = course(config, ranks, GPUS[GPU], UTILISATION)
+    yield (
+        f"work: {work.gpu_hours:,.3g} GPU hours of {GPU.upper()} at {UTILISATION:.0%} of their "
+        f"peak, {work.hours:,.3g} hours on {ranks}; tools/plan.py tells more"
+    )
     yield from (f"warning: {text}" for text in warnings)
-    pointer = Path(config.run.dir) / POINTER
+    pointer = run / POINTER
     begins = f"goes on from {pointer.read_text().strip()}" if pointer.exists() else "is new"
-    yield f"run: {config.run.dir} {begins}"
+    yield f"run: {run} {begins}"
+
+
+def tight(choice: Choice, ranks: int, gpu_gb: float) -> list[str]:
+    """A warning where what is asked for may not fit.
+
+    Raises:
+        UserError: it certainly does not.
+    """
+    stage, needs = choice.config.zero.level, choice.memory
+    gpus = f"{ranks} GPUs of {gpu_gb:g} GB"
+    if needs.state > gpu_gb * GB:
+        raise UserError(
+            f"{gpus} are too few: zero.stage={stage} keeps {needs.state / GB:.1f} GB of weights, "
+            "gradients and optimizer on each; more of them, a higher stage, or zero.offload=true "
+            "would be right"
+        )
+    if choice.fits:
+        return []
+    return [
+        f"zero.stage={stage} batch.micro={choice.micro} may not fit {gpus}: the plan is "
+        f"{needs.peak / GB:.1f} GB on each; a smaller batch.micro, or auto, would be right"
+    ]

@@ -7,11 +7,9 @@ Nothing is written twice.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -29,8 +27,7 @@ from astropt_ds.tokens import standardise
 from astropt_ds.training.fragments import Fragment, fragments, refresh, set_optimizer_step
 from astropt_ds.training.health import Health
 from astropt_ds.training.ranks import Ranks, uses_gpu
-
-DS_CONFIGS = Path(__file__).parent.parent / "ds_configs"
+from astropt_ds.zero import zero_settings
 
 
 class StepResult(NamedTuple):
@@ -61,18 +58,18 @@ class StepResult(NamedTuple):
     stop: bool
 
 
-def deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, ranks: Ranks) -> dict[str, Any]:
     """The DeepSpeed dictionary of a run.
 
     Raises:
         UserError: the global batch cannot be split over the ranks.
     """
-    micro, accumulation = config.batch.split(ranks)
-    name = f"zero{config.zero.stage}" + ("_offload" if config.zero.offload else "")
-    if not uses_gpu() and (DS_CONFIGS / f"{name}_cpu.json").exists():
-        name += "_cpu"
+    micro, accumulation = config.batch.split(ranks.size)
+    settings = zero_settings(config.zero, uses_gpu())
+    if config.zero.hpz:
+        settings["zero_optimization"]["zero_hpz_partition_size"] = ranks.per_node()
     return {
-        **json.loads((DS_CONFIGS / f"{name}.json").read_text()),
+        **settings,
         "train_batch_size": config.batch.global_images,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
@@ -92,10 +89,10 @@ def partitioned(config: Config, ranks: Ranks) -> Iterator[None]:
     # DeepSpeed calls collectives by names that newer torch versions deprecate, every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed(verbose=False)
-    if config.zero.stage < 3:
+    if config.zero.level < 3:
         yield
         return
-    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config, ranks.size)):
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config, ranks)):
         yield
 
 
@@ -119,14 +116,14 @@ class Engine:
         self._loss = 0.0
         self._whole_norm: float | None = None  # where DeepSpeed keeps none
         model.run_blocks_as(block_function(config.recompute, config.compile))
-        if config.zero.stage < 3:
+        if config.zero.level < 3:
             model.to(ranks.device)
         else:  # DeepSpeed gathers a block's weights before it runs, not in its midst
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
         optimizer = adamw(model, config.optim)
         optimizer.permitted = self._permitted
         self.engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(config, ranks.size)
+            model=model, optimizer=optimizer, config=deepspeed_config(config, ranks)
         )
 
     def step(self, batches: Iterable[Batch], stop: bool = False) -> StepResult:
@@ -166,7 +163,7 @@ class Engine:
         # what is optimised has the whole batch as its denominator; what is shown has its good part
         self._loss = mean * (self.config.batch.global_images / usable) if usable else 0.0
         # taken before the step, which clips and then clears the gradients
-        self._whole_norm = self._norm_at_stage_0() if self.config.zero.stage == 0 else None
+        self._whole_norm = self._norm_at_stage_0() if self.config.zero.level == 0 else None
         self.engine.step()
         norm = self._norm()
         skipped = self.health.fault(self._loss, norm)
@@ -218,6 +215,8 @@ class Engine:
     def refresh(self) -> None:
         """To be called on all ranks after weights among the fragments were overwritten."""
         refresh(self.engine)
+        if self.config.zero.hpz:  # a node's own copies are of the weights before
+            self.engine.optimizer.invalidate_secondary_tensor()
 
     def state(self) -> dict[str, Any]:
         """What a resume needs besides the fragments, as JSON holds it."""

@@ -29,7 +29,7 @@ def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
         "device": ranks.device_name,
         "processor": platform.processor() or platform.machine(),
         "attention_kernel": attention_kernel(config, ranks),
-        "zero_stage": config.zero.stage,
+        "zero_stage": config.zero.level,
         "precision": config.precision,
     }
 
@@ -43,7 +43,7 @@ def description(config: Config, ranks: Ranks) -> str:
     """Devices, precision and batch of a run, in a line."""
     micro, accumulation = config.batch.split(ranks.size)
     return (
-        f"{ranks.size} x {ranks.device_name}, ZeRO-{config.zero.stage}, {config.precision}, "
+        f"{ranks.size} x {ranks.device_name}, ZeRO-{config.zero.level}, {config.precision}, "
         f"attention {attention_kernel(config, ranks)}, global batch {config.batch.global_images} = "
         f"{ranks.size} ranks x {micro} images x {accumulation} accumulation"
     )

@@ -46,6 +46,16 @@ class Ranks:
         cuda = self.device.type == "cuda"
         return torch.cuda.get_device_name(self.device) if cuda else "cpu"
 
+    def per_node(self) -> int:
+        """Ranks of this node, as the launcher says; all of them if it does not."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+
+    def device_memory(self) -> int | None:
+        """Bytes of the smallest GPU of all ranks; None where processors compute. Collective."""
+        if self.device.type != "cuda":
+            return None
+        return min(self.gather(torch.cuda.get_device_properties(self.device).total_memory))
+
     def peak_memory(self) -> int:
         """Bytes of the device, or of this process where the device is the processor."""
         if self.device.type == "cuda":
