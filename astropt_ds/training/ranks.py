@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -155,6 +156,9 @@ def start(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Ranks]:
         ranks = Ranks(rank, size, device)
         ranks.agree(problem)
         ranks.agree_on_device()
+        places = ranks.gather((socket.gethostname(), os.sched_getaffinity(0)))
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads(places, rank))
         yield ranks
     finally:
         dist.destroy_process_group()
@@ -173,10 +177,20 @@ def _device(local_rank: int) -> torch.device:
         os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes its device from there
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    if "OMP_NUM_THREADS" not in os.environ:
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     return torch.device("cpu")
+
+
+def threads(places: list[tuple[str, set[int]]], rank: int) -> int:
+    """How many threads make a rank's share of the cores, whether or not its launcher bound it.
+
+    Args:
+        places: of each rank, the host and the cores that it may use there. One that several may
+            use is shared out among them.
+        rank: the one in question.
+    """
+    host, cores = places[rank]
+    beside = [theirs for there, theirs in places if there == host]
+    return max(1, int(sum(Fraction(1, sum(core in c for c in beside)) for core in cores)))
 
 
 def uses_gpu() -> bool:
