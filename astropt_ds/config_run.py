@@ -54,12 +54,30 @@ class HealthConfig(Section):
 
 
 class RunConfig(Section):
-    """The run's folder and length."""
+    """The run's folder, its length, and what is measured of it on request."""
 
     dir: str | None = None
     steps: Positive = 30_000
     resume: str = "auto"  # auto | never | the path of a checkpoint or of another run's folder
     max_hours: Annotated[float, Field(gt=0)] | None = None  # then it saves and ends
+    profile: bool = False  # where the time of each step goes
+    trace: tuple[Positive, Positive] | None = None  # steps to trace: from this until before that
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if self.trace is None:
+            return self
+        first, end = self.trace
+        if first >= end:
+            raise ValueError(f"trace=[{first},{end}] holds no step; [{first},{first + 1}] would")
+        if first > self.steps:
+            raise ValueError(f"trace=[{first},{end}] begins after the last of steps={self.steps}")
+        if end > self.steps + 1:
+            raise ValueError(
+                f"trace=[{first},{end}] ends after the last of steps={self.steps}; "
+                f"[{first},{self.steps + 1}] would be right"
+            )
+        return self
 
 
 class EnergyConfig(Section):

@@ -20,6 +20,7 @@ from astropt_ds.blocks import Block, block_function
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
 from astropt_ds.data.reader import Fault
+from astropt_ds.errors import UserError
 from astropt_ds.model import AstroPT
 from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
@@ -27,6 +28,7 @@ from astropt_ds.tokens import standardise
 from astropt_ds.training.fragments import Fragment, fragments, refresh, set_optimizer_step
 from astropt_ds.training.health import Health
 from astropt_ds.training.ranks import Ranks, uses_gpu
+from astropt_ds.training.step_clock import Clock, NoClock, StepClock
 from astropt_ds.zero import zero_settings
 
 
@@ -44,6 +46,7 @@ class StepResult(NamedTuple):
         rule: the key in ``health`` of the rule that it was skipped by.
         in_a_row: updates skipped since the last one that was made.
         stop: whether any rank asked for a stop after this step.
+        seconds: of its parts on this rank, where ``run.profile`` asks for them.
     """
 
     loss: float
@@ -56,18 +59,22 @@ class StepResult(NamedTuple):
     rule: str
     in_a_row: int
     stop: bool
+    seconds: dict[str, float]
 
 
 def deepspeed_config(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """The DeepSpeed dictionary of a run.
+    """The DeepSpeed dictionary of a run. Collective.
 
     Raises:
-        UserError: the global batch cannot be split over the ranks.
+        UserError: the global batch cannot be split over the ranks, or the ranks over the nodes.
     """
     micro, accumulation = config.batch.split(ranks.size)
     settings = zero_settings(config.zero, uses_gpu())
     if config.zero.hpz:
-        settings["zero_optimization"]["zero_hpz_partition_size"] = ranks.per_node()
+        node = ranks.per_node()
+        if ranks.size % node:
+            raise UserError(f"zero.hpz=true: {ranks.size} ranks are not {node} on each node")
+        settings["zero_optimization"]["zero_hpz_partition_size"] = node
     return {
         **settings,
         "train_batch_size": config.batch.global_images,
@@ -125,6 +132,9 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(config, ranks)
         )
+        self._clock: Clock = NoClock()
+        if config.run.profile:
+            self._clock = StepClock(ranks.device, deepspeed.comm.comm.cdb)
 
     def step(self, batches: Iterable[Batch], stop: bool = False) -> StepResult:
         """One optimizer update on this rank's micro-batches of a global batch. Collective.
@@ -141,31 +151,38 @@ class Engine:
         lr = self.config.optim.lr * lr_factor(self.updates, self.config.schedule)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        clock = self._clock
         losses: list[Tensor] = []
         faults: list[Fault] = []
         usable = 0.0
         problem = None
         for batch in batches:
             if losses:  # DeepSpeed counts micro-batches; it updates at the last one's step
-                self.engine.step()
-            tokens, weights = self._to_device(batch)
-            _, loss = self.engine(tokens[:, :-1], tokens[:, 1:], weights)
-            self.engine.backward(loss)
+                with clock("optimizer"):
+                    self.engine.step()
+            with clock("data"):
+                tokens, weights = self._to_device(batch)
+            with clock("forward"):
+                _, loss = self.engine(tokens[:, :-1], tokens[:, 1:], weights)
+            with clock("backward"):
+                self.engine.backward(loss)
             losses.append(loss.detach())
             faults += batch.faults
             usable += float(batch.weights.sum())
             problem = problem or batch.problem
         mean = torch.stack(losses).mean().item() / self.ranks.size
         sums = [mean, usable, len(faults), bool(problem), stop]
-        mean, usable, bad, problems, stops = self.ranks.sum(sums)
+        with clock("communication"):
+            mean, usable, bad, problems, stops = self.ranks.sum(sums)
         if problems:
             self.ranks.agree(problem)
         # what is optimised has the whole batch as its denominator; what is shown has its good part
         self._loss = mean * (self.config.batch.global_images / usable) if usable else 0.0
-        # taken before the step, which clips and then clears the gradients
-        self._whole_norm = self._norm_at_stage_0() if self.config.zero.level == 0 else None
-        self.engine.step()
-        norm = self._norm()
+        with clock("optimizer"):
+            # taken before the step, which clips and then clears the gradients
+            self._whole_norm = self._norm_at_stage_0() if self.config.zero.level == 0 else None
+            self.engine.step()
+            norm = self._norm()
         skipped = self.health.fault(self._loss, norm)
         if skipped:
             self.health.skipped += 1
@@ -175,6 +192,7 @@ class Engine:
         return StepResult(
             *(self._loss, norm, lr, int(bad), self.updates, faults),
             *(skipped, self.health.rule(self._loss, norm), self.health.skipped, bool(stops)),
+            clock.take(),
         )
 
     def _permitted(self) -> bool:

@@ -6,9 +6,11 @@ import datetime
 import os
 import resource
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -47,8 +49,8 @@ class Ranks:
         return torch.cuda.get_device_name(self.device) if cuda else "cpu"
 
     def per_node(self) -> int:
-        """Ranks of this node, as the launcher says; all of them if it does not."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        """Ranks of each node, of the smallest where they differ. Collective."""
+        return min(Counter(self.gather(socket.gethostname())).values())
 
     def device_memory(self) -> int | None:
         """Bytes of the smallest GPU of all ranks; None where processors compute. Collective."""
@@ -165,6 +167,9 @@ def start(timeout: datetime.timedelta = TIMEOUT) -> Iterator[Ranks]:
         ranks = Ranks(rank, size, device)
         ranks.agree(problem)
         ranks.agree_on_device()
+        places = ranks.gather((socket.gethostname(), os.sched_getaffinity(0)))
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads(places, rank))
         yield ranks
     finally:
         dist.destroy_process_group()
@@ -183,10 +188,20 @@ def _device(local_rank: int) -> torch.device:
         os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes its device from there
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
-    if "OMP_NUM_THREADS" not in os.environ:
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     return torch.device("cpu")
+
+
+def threads(places: list[tuple[str, set[int]]], rank: int) -> int:
+    """How many threads make a rank's share of the cores, whether or not its launcher bound it.
+
+    Args:
+        places: of each rank, the host and the cores that it may use there. One that several may
+            use is shared out among them.
+        rank: the one in question.
+    """
+    host, cores = places[rank]
+    beside = [theirs for there, theirs in places if there == host]
+    return max(1, int(sum(Fraction(1, sum(core in c for c in beside)) for core in cores)))
 
 
 def uses_gpu() -> bool:

@@ -30,6 +30,8 @@ from astropt_ds.training.resume import (
     set_aside,
 )
 from astropt_ds.training.saves import Saves
+from astropt_ds.training.step_clock import split
+from astropt_ds.training.trace import Trace
 from astropt_ds.training.validation import Validation
 from astropt_ds.training.watchdog import Watchdog
 
@@ -69,6 +71,7 @@ class Run:
         self.saves = Saves(config, self.dir, ranks)
         self.bad = BadSamples(config, galaxies.shard_samples)
         self.pace, self.garbage = Pace(ranks), GarbagePauses()
+        self.trace = Trace(config.run.trace, self.dir / "trace", ranks)
         with ranks.together():
             self.energy = RunEnergy(config.energy, ranks)
         self._clock = time.monotonic()
@@ -114,6 +117,7 @@ class Run:
         for text in warnings:
             self.event("warning", f"warning: {text}")
         self.saves.reserve(engine)
+        self.trace.turn(self.step)
         self._go_on()
 
     def record_step(self, result: StepResult) -> None:
@@ -141,6 +145,8 @@ class Run:
         }
         if drawn := self.galaxies.drawn(self.step * self.config.batch.global_images):
             record["drawn"] = drawn
+        if result.seconds:
+            record |= split(result.seconds, seconds, self.galaxies.waited)
         self.records.train(self.step, seconds, record)
         self.pace.add(seconds, self.galaxies.waited, gc_pause)
         self.galaxies.waited = 0.0
@@ -152,6 +158,8 @@ class Run:
             self._tell_skipped(result)
         if self.step % self.config.health.pace_every == 0:
             self.records.pace(self.step, self.pace.compare())
+            self._go_on()
+        if self.trace.turn(self.step):
             self._go_on()
 
     def validation_due(self) -> bool:
@@ -224,6 +232,7 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.saves.close()
+        self.trace.close()
         self.garbage.close()
         self.energy.close()
         if hasattr(self, "records"):

@@ -1,5 +1,6 @@
 """The whole command, as users start it: train, resume anywhere, fail clearly."""
 
+import gzip
 import json
 import shutil
 
@@ -14,6 +15,8 @@ from astropt_ds.data.store import Folder
 from astropt_ds.ingest.job import Job
 from astropt_ds.ingest.make import make_shards
 from tests.distributed.runs import alone, losses, records, train
+
+PARTS = ("data_s", "forward_s", "backward_s", "optimizer_s", "communication_s", "other_s")
 
 # ---- the main job ----------------------------------------------------------------------------
 
@@ -104,15 +107,7 @@ def interrupted(uninterrupted, folder):
     return run
 
 
-@pytest.mark.parametrize(
-    "ranks, stage, launcher, tolerance",
-    [(2, 3, "deepspeed", 0.0), (1, 1, "python", 1e-5), (3, 0, "torchrun", 1e-5)],
-)
-def test_a_resumed_run_continues_as_if_uninterrupted(
-    launch, tiny, uninterrupted, tmp_path, ranks, stage, launcher, tolerance
-):
-    run = interrupted(uninterrupted, tmp_path)
-    done = train(launch, tiny, run, ranks, "run.steps=6", f"zero.stage={stage}", launcher=launcher)
+def check_continues(run, done, uninterrupted, tolerance):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resuming" in done.stdout and "at step 3 of 6" in done.stdout
     expected, found = losses(uninterrupted), losses(run)
@@ -128,6 +123,50 @@ def test_a_resumed_run_continues_as_if_uninterrupted(
         assert a["loss"] == pytest.approx(b["loss"], abs=tolerance)
         assert (a["loss_zeros"], a["n"]) == (b["loss_zeros"], b["n"])
     assert (run / "complete").exists()
+
+
+@pytest.mark.parametrize("ranks, stage, launcher", [(1, 1, "python"), (3, 0, "torchrun")])
+def test_a_resumed_run_continues_as_if_uninterrupted(
+    launch, tiny, uninterrupted, tmp_path, ranks, stage, launcher
+):
+    run = interrupted(uninterrupted, tmp_path)
+    done = train(launch, tiny, run, ranks, "run.steps=6", f"zero.stage={stage}", launcher=launcher)
+    check_continues(run, done, uninterrupted, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def profiled(launch, tiny, uninterrupted, tmp_path_factory):
+    """That run, resumed as it was, but profiled; its fifth step alone traced."""
+    run = interrupted(uninterrupted, tmp_path_factory.mktemp("profiled"))
+    keys = ("run.steps=6", "zero.stage=3", "run.profile=true", "run.trace=[5,6]")
+    return run, train(launch, tiny, run, 2, *keys, launcher="deepspeed")
+
+
+def test_where_nothing_changed_a_resume_is_bitwise_also_under_the_profile(profiled, uninterrupted):
+    check_continues(*profiled, uninterrupted, 0.0)
+
+
+def test_the_parts_of_a_profiled_step_add_up_to_it(profiled):
+    run, _ = profiled
+    plain, steps = records(run)[:3], records(run)[3:]
+    assert not any(part in r for part in PARTS[1:] for r in plain)  # where it was not asked for
+    tokens = steps[-1]["tokens"] / steps[-1]["step"]
+    for r in steps:
+        assert sum(r[part] for part in PARTS) == pytest.approx(tokens / r["tokens_per_s"])
+        assert all(r[part] > 0 for part in PARTS)  # two ranks under ZeRO-3 do communicate
+        assert r["data_s"] > r["data_wait_s"]
+
+
+def test_a_trace_of_each_rank_has_the_products_and_collectives_of_its_steps(profiled):
+    run, _ = profiled
+    files = sorted((run / "trace").iterdir())
+    assert [f.name for f in files] == [f"step-00000005-rank-{r:05d}.json.gz" for r in (0, 1)]
+    for file in files:
+        with gzip.open(file) as text:
+            names = [event.get("name") for event in json.load(text)["traceEvents"]]
+        assert {"aten::mm", "c10d::_allgather_base_", "c10d::_reduce_scatter_base_"} <= set(names)
+        # a micro-batch of so small a model reduces its gradients once: others are not in it
+        assert names.count("c10d::_reduce_scatter_base_") == 1
 
 
 # ---- bad input, as the command line meets it -------------------------------------------------
