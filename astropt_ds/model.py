@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.head_dim = config.heads, config.width // config.heads
         self.causal = config.attention == "causal"
         self.kernel = kernel
         self.c_attn = Linear(config.width, 3 * config.width, init.at("c_attn"))
@@ -33,9 +33,9 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) to the same."""
         batch, tokens, width = x.shape
-        qkv = self.c_attn(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        qkv = self.c_attn(x).view(batch, tokens, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        kernel = resolve_kernel(self.kernel, x.device, x.dtype)
+        kernel = resolve_kernel(self.kernel, x.device, x.dtype, self.head_dim)
         mixed = attention(q, k, v, causal=self.causal, kernel=kernel)
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
@@ -91,7 +91,7 @@ class AstroPT(nn.Module):
     Args:
         config: shape and generation.
         seed: of the initial weights.
-        kernel: of attention: ``auto``, ``flash``, ``sdpa`` or ``eager``.
+        kernel: of attention, as :func:`resolve_kernel` takes it.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, kernel: str = "auto") -> None:
