@@ -78,7 +78,8 @@ def block_function(recompute: str = "none", compiled: bool = False) -> BlockFunc
         if recompute == "selective":
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
         run = partial(checkpoint, block_forward, **options)
-    return torch.compile(run, fullgraph=True, dynamic=False) if compiled else run
+    # one graph with all kernels but flash4, whose own compiler torch's must step around
+    return torch.compile(run, dynamic=False) if compiled else run
 
 
 def _kept(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -109,7 +110,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, kernel: str, init: Init) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.head_dim = config.heads, config.width // config.heads
         self.causal = config.attention == "causal"
         self.kernel = kernel
         self.run = block_forward
@@ -124,7 +125,7 @@ class Block(nn.Module):
             x,
             self.heads,
             self.causal,
-            resolve_kernel(self.kernel, x.device, x.dtype),
+            resolve_kernel(self.kernel, x.device, x.dtype, self.head_dim),
             self.ln_1.weight,
             self.attn.c_attn.weight,
             self.attn.c_proj.weight,

@@ -78,7 +78,9 @@ class ModelConfig(Section):
 class AttentionConfig(Section):
     """How attention is computed; never changes what is computed."""
 
-    kernel: Literal["auto", "flash", "sdpa", "eager"] = "auto"
+    kernel: Literal["auto", "flash", "flash4", "flash3", "flash2", "cudnn", "sdpa", "eager"] = (
+        "auto"
+    )
 
 
 class SourceConfig(Section):

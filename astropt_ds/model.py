@@ -58,7 +58,7 @@ class AstroPT(nn.Module):
     Args:
         config: shape and generation.
         seed: of the initial weights.
-        kernel: of attention: ``auto``, ``flash``, ``sdpa`` or ``eager``.
+        kernel: of attention, as :func:`resolve_kernel` takes it.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0, kernel: str = "auto") -> None:

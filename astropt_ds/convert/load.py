@@ -36,14 +36,17 @@ def load_model(
             ``organisation/name@revision``.
         dtype: of the weights: fp32, bf16, fp16 or torch's; as they are stored if None.
         device: to load to.
-        kernel: of attention: ``auto``, ``flash``, ``sdpa`` or ``eager``.
+        kernel: of attention, as :func:`~astropt_ds.attention.resolve_kernel` takes it.
 
     Raises:
-        UserError: there is no such model, it is damaged, or a value is too large for the dtype.
+        UserError: there is no such model, it is damaged, a value is too large for the dtype, or
+            the kernel cannot run.
     """
     wanted = _dtype(dtype)
-    resolve_kernel(kernel, torch.device(device), wanted or torch.float32)  # refuses early
-    return build(open_model(path), wanted, torch.device(device), kernel)
+    source, where = open_model(path), torch.device(device)
+    head_dim = source.model.width // source.model.heads
+    resolve_kernel(kernel, where, wanted or source.dtype, head_dim)  # refuses early
+    return build(source, wanted, where, kernel)
 
 
 def open_model(path: str | Path) -> Source:

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
-from astropt_ds.attention import resolve_kernel
+from astropt_ds.attention import resolve_kernel, sdpa_backend
 from astropt_ds.config import Config
 from astropt_ds.training.ranks import Ranks
 
-PACKAGES = ("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg", "flash-attn")
+PACKAGES = (
+    *("astropt-ds", "torch", "deepspeed", "numpy", "webdataset", "simplejpeg"),
+    *("flash-attn", "flash-attn-3", "flash-attn-4"),
+)
 
 COMMIT = "commit"  # beside a copy of the package, which slurm/common.sh makes
 
@@ -52,11 +55,17 @@ def description(config: Config, ranks: Ranks) -> str:
 def attention_kernel(config: Config, ranks: Ranks) -> str:
     """The kernel that the configured one resolves to on this rank's device.
 
+    Of torch's SDPA on a GPU also the back end that it takes: ``sdpa (flash)``.
+
     Raises:
         UserError: it cannot run there.
     """
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return resolve_kernel(config.attention.kernel, ranks.device, dtype)
+    inputs = (ranks.device, dtype, config.model.width // config.model.heads)
+    kernel = resolve_kernel(config.attention.kernel, *inputs)
+    if kernel == "sdpa" and ranks.device.type == "cuda":
+        return f"sdpa ({sdpa_backend(*inputs)})"
+    return kernel
 
 
 def _version(package: str) -> str | None:

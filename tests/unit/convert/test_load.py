@@ -98,7 +98,7 @@ def test_images_of_a_wrong_shape_are_refused(make, shape, message):
 
 
 def test_what_cannot_be_loaded_is_told_in_a_line(tmp_path):
-    folder = write(tmp_path / "model", small())
+    folder, sound = (write(tmp_path / name, small()) for name in ("model", "sound"))
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
@@ -108,7 +108,8 @@ def test_what_cannot_be_loaded_is_told_in_a_line(tmp_path):
         (tmp_path / "none", {}, "none: does not exist; a model folder"),
         (tmp_path, {}, "not recognised; a model folder"),
         (folder, {"dtype": "float64"}, "dtype=float64: one of fp32, bf16, fp16 would be right"),
-        (folder, {"kernel": "fast"}, "attention.kernel=fast: auto, flash, sdpa or eager"),
+        (sound, {"kernel": "fast"}, "attention.kernel=fast: one of auto, flash, flash4"),
+        (sound, {"kernel": "flash2"}, "attention.kernel=flash2 needs a CUDA device, not cpu"),
         (folder, {"dtype": torch.int64}, "dtype=torch.int64: one of fp32, bf16, fp16"),
     ):
         with pytest.raises(UserError, match=message) as caught:
