@@ -18,12 +18,13 @@ from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamp
 from astropt_ds.benchmark.embedding import measure_embedding
 from astropt_ds.benchmark.startup import measure_startup
 from astropt_ds.benchmark.table import measure_table
+from astropt_ds.benchmark.training import measure_training
 from astropt_ds.errors import UserError, run_cli
 
 
 def main(argv: list[str]) -> None:
     options = parse(argv)
-    for name in ("rounds", "ranks"):
+    for name in ("rounds", "ranks", "batch"):
         if (value := getattr(options, name, 1)) < 1:
             raise UserError(f"--{name} {value}: 1 or more would be right")
     if options.scratch and not options.scratch.is_dir():
@@ -39,6 +40,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(metavar="WHAT", required=True)
+    trains = commands.add_parser("train", help="steps of a training, on one CPU thread")
+    trains.set_defaults(measure=measure_trains)
+    trains.add_argument("--config", default="21m", help="a preset's name or a YAML file (21m)")
+    trains.add_argument("--batch", type=int, default=1, help="images of a step (1)")
+    trains.add_argument("--against", choices=["astropt"], help="AstroPT's own step beside ours")
     data = commands.add_parser("data", help="images into shards, verified, loaded")
     data.set_defaults(measure=measure_all_data)
     saves = commands.add_parser("checkpoint", help="saves beside the training, and not; loads")
@@ -57,13 +63,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for command in (saves, converts):
         command.add_argument("--config", default="89m", help="a preset's name or a YAML file (89m)")
         command.add_argument("--ranks", type=int, default=2, help="processes, on the CPU (2)")
-    for command, rounds in ((data, 5), (saves, 3), (converts, 3), (embeds, 5), (tables, None)):
+    for command, rounds in (
+        (trains, 10),
+        (data, 5),
+        (saves, 3),
+        (converts, 3),
+        (embeds, 5),
+        (tables, None),
+    ):
         if rounds:
             text = f"in which all take turns ({rounds})"
             command.add_argument("--rounds", type=int, default=rounds, help=text)
         command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
         command.add_argument("--scratch", type=Path, help="a folder on the disk to be used")
     return parser.parse_args(argv)
+
+
+def measure_trains(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    against = bool(options.against)
+    result = measure_training(options.config, options.batch, options.rounds, against, folder)
+    title = f"training {options.config}, {result['tokens_a_step']} tokens a step"
+    show(title, result)
+    return {title: result}
 
 
 def measure_saves(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -116,7 +137,8 @@ def show(title: str, result: dict[str, Any]) -> None:
     print(title)
     for name, value in result.items():
         for label, number in value.items() if isinstance(value, dict) else [("", value)]:
-            print(f"  {name:30} {label:28} {number:12,.3f}")
+            numbers = number if isinstance(number, list) else [number]
+            print(f"  {name:30} {label:28} " + " ".join(f"{n:12,.3f}" for n in numbers))
 
 
 if __name__ == "__main__":

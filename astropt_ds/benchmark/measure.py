@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterable, Mapping
-from statistics import median
+from statistics import median, quantiles
 
 import psutil
 
@@ -42,6 +42,19 @@ def in_turns(
             if number:
                 found[name].append(seconds / images)
     return found
+
+
+def spread(times: list[float]) -> list[float]:
+    """The quartiles around a median."""
+    if len(times) < 2:
+        return [times[0], times[0]]
+    low, _, high = quantiles(times, n=4, method="inclusive")
+    return [low, high]
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ratio(found: Mapping[str, list[float]], above: str, below: str) -> float:

@@ -59,7 +59,7 @@ def reference_dataset(files: list[Path], folder: Path, transposed: bool = False)
     )
     return GalaxyImageDataset(
         paths={"images": str(folder / "files.txt")},
-        transform={"images": _normalise},
+        transform={"images": reference_normalise},
         stochastic=False,
         spiral=True,
         modality_registry=ModalityRegistry([images]),
@@ -90,6 +90,7 @@ def _read_image(transposed: bool, path: str) -> torch.Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(axes)
 
 
-def _normalise(x: torch.Tensor) -> torch.Tensor:
+def reference_normalise(x: torch.Tensor) -> torch.Tensor:
+    """Standardise patches (tokens, values) as the package's training script does, into fp16."""
     std, mean = torch.std_mean(x, dim=1, keepdim=True)
     return ((x - mean) / (std + 1e-8)).to(torch.float16)
