@@ -59,10 +59,7 @@ test: venv $(VENV)/oracle
 STAMPS_512 ?=
 
 bench: venv $(VENV)/oracle
-	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark.py data --against astropt --json bench.json \
-	    $(if $(STAMPS_512),--images '$(STAMPS_512)')
-	$(BIN)/python tools/benchmark.py checkpoint --json bench-checkpoint.json
-	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark.py embed --against astropt --json bench-embed.json \
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark.py all --against astropt --json bench.json \
 	    $(if $(STAMPS_512),--images '$(STAMPS_512)')
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark.py table --json bench-table.json
 

@@ -16,6 +16,8 @@ from astropt_ds.benchmark.checkpoint import measure_checkpoint
 from astropt_ds.benchmark.conversion import measure_conversion
 from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamps
 from astropt_ds.benchmark.embedding import measure_embedding
+from astropt_ds.benchmark.machine import machine
+from astropt_ds.benchmark.scaling import measure_scaling
 from astropt_ds.benchmark.startup import measure_startup
 from astropt_ds.benchmark.table import measure_table
 from astropt_ds.benchmark.training import measure_training
@@ -32,6 +34,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         result = options.measure(Path(folder), options)
     if options.json:
+        result = {"machine": machine(), **result}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -44,7 +47,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     trains.set_defaults(measure=measure_trains)
     trains.add_argument("--config", default="21m", help="a preset's name or a YAML file (21m)")
     trains.add_argument("--batch", type=int, default=1, help="images of a step (1)")
-    trains.add_argument("--against", choices=["astropt"], help="AstroPT's own step beside ours")
+    scales = commands.add_parser("scale", help="several CPU ranks against one")
+    scales.set_defaults(measure=measure_scales)
+    scales.add_argument("--config", default="21m", help="a preset's name or a YAML file (21m)")
+    everything = commands.add_parser("all", help="train, scale, data, checkpoint and embed")
+    everything.set_defaults(measure=measure_all)
+    for command in (trains, everything):
+        command.add_argument("--against", choices=["astropt"], help="AstroPT's own beside ours")
     data = commands.add_parser("data", help="images into shards, verified, loaded")
     data.set_defaults(measure=measure_all_data)
     saves = commands.add_parser("checkpoint", help="saves beside the training, and not; loads")
@@ -56,24 +65,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     tables = commands.add_parser("table", help="tables of embeddings, written and read by id")
     tables.set_defaults(measure=measure_tables)
     tables.add_argument("--rows", type=int, default=5_000_000, help="synthetic (5,000,000)")
-    for command, where in ((data, "too"), (embeds, "in place of synthetic ones")):
+    places = {data: "too", embeds: "in place of synthetic ones", everything: "too"}
+    for command, where in places.items():
         command.add_argument("--images", type=Path, help=f"512-pixel JPEG stamps, {where}")
+    for command in (data, embeds):
         command.add_argument("--count", type=int, default=200, help="of synthetic stamps (200)")
         command.add_argument("--against", choices=["astropt"], help="AstroPT's own way beside ours")
     for command in (saves, converts):
         command.add_argument("--config", default="89m", help="a preset's name or a YAML file (89m)")
+    for command in (scales, saves, converts):
         command.add_argument("--ranks", type=int, default=2, help="processes, on the CPU (2)")
-    for command, rounds in (
-        (trains, 10),
-        (data, 5),
-        (saves, 3),
-        (converts, 3),
-        (embeds, 5),
-        (tables, None),
-    ):
-        if rounds:
-            text = f"in which all take turns ({rounds})"
-            command.add_argument("--rounds", type=int, default=rounds, help=text)
+    rounds_of = {trains: 10, scales: 5, data: 5, saves: 3, converts: 3, embeds: 5}
+    for command, rounds in rounds_of.items():
+        text = f"in which all take turns ({rounds})"
+        command.add_argument("--rounds", type=int, default=rounds, help=text)
+    for command in (*rounds_of, tables, everything):
         command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
         command.add_argument("--scratch", type=Path, help="a folder on the disk to be used")
     return parser.parse_args(argv)
@@ -85,6 +91,36 @@ def measure_trains(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     title = f"training {options.config}, {result['tokens_a_step']} tokens a step"
     show(title, result)
     return {title: result}
+
+
+def measure_scales(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for stage in (1, 3):
+        scratch = folder / str(stage)
+        scratch.mkdir()
+        keys = (f"zero.stage={stage}",)
+        found = measure_scaling(options.config, options.ranks, options.rounds, scratch, *keys)
+        title = f"{options.config} on {options.ranks} CPU ranks and on one, ZeRO-{stage}"
+        show(title, found)
+        result[title] = found
+    return result
+
+
+def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    against = ["--against", options.against] if options.against else []
+    images = ["--images", str(options.images)] if options.images else []
+    parts = (
+        ["train", *against],
+        ["train", "--config", "1m", "--batch", "4", *against],
+        *(["scale"], ["data", *images, *against], ["checkpoint"], ["embed", *images, *against]),
+    )
+    result: dict[str, Any] = {}
+    for number, argv in enumerate(parts):
+        scratch = folder / str(number)
+        scratch.mkdir()
+        part = parse(argv)
+        result |= part.measure(scratch, part)
+    return result
 
 
 def measure_saves(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
