@@ -97,7 +97,7 @@ def propose(config: Config, ranks: int, device: float, per_node: int = 8) -> Cho
     if not fitting:
         last = choices[-1]
         raise UserError(
-            f"{ranks} GPUs of {device / GB:.0f} GB are too few: zero.stage={stages[-1]} "
+            f"{ranks} GPUs of {device / GB:g} GB are too few: zero.stage={stages[-1]} "
             f"with batch.micro={last.micro} needs {last.memory.peak / GB:.1f} GB of each; more of "
             "them, a higher stage, zero.offload=true or recompute=full would be right"
         )

@@ -24,6 +24,7 @@ COMMIT = "commit"  # beside a copy of the package, which slurm/common.sh makes
 
 def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
     """The contents of ``environment.json``."""
+    micro, accumulation = config.batch.split(ranks.size)
     return {
         "python": platform.python_version(),
         "packages": versions(),
@@ -34,6 +35,8 @@ def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
         "attention_kernel": attention_kernel(config, ranks),
         "zero_stage": config.zero.level,
         "precision": config.precision,
+        "micro_batch": micro,
+        "accumulation": accumulation,
     }
 
 

@@ -26,6 +26,7 @@ class Records:
 
     Args:
         config: the run's.
+        asked: the same as it was asked for, in which ``auto`` has not been settled.
         folder: the run's.
         step: where it starts; records beyond it are made again, and dropped.
         ranks: the run's processes.
@@ -35,8 +36,10 @@ class Records:
         last_energy: the same of energy.
     """
 
-    def __init__(self, config: Config, folder: Path, step: int, ranks: Ranks) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: Config, asked: Config, folder: Path, step: int, ranks: Ranks
+    ) -> None:
+        self.config, self._asked, self.folder = config, asked, folder
         self._ranks, self._writes = ranks, ranks.main
         self._places: list[Place] = []  # of the last comparison
         found: list[dict[str, Any]] = []
@@ -55,7 +58,7 @@ class Records:
         self.metrics = Metrics(folder, step, config, self._warn)  # refuses first, if at all
         (folder / "samples").mkdir(exist_ok=True)
         if step < config.run.steps:  # else nothing runs that they would describe
-            replace_durably(folder / "config.yaml", config.to_yaml())
+            replace_durably(folder / "config.yaml", self._asked.to_yaml())
             text = json.dumps(environment(config, ranks), indent=2)
             replace_durably(folder / "environment.json", text + "\n")
 

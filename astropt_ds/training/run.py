@@ -95,7 +95,8 @@ class Run:
         warnings = self._load(start.path, engine) if start.path else []
         if not start.path and self.config.model.init_from:
             self._load_weights(engine, Path(self.config.model.init_from))
-        self.records = Records(self.config, self.dir, self.step, self.ranks)
+        asked = self.galaxies.config
+        self.records = Records(self.config, asked, self.dir, self.step, self.ranks)
         passed_over: list[str] = []
         with self.ranks.together():
             if self.ranks.main:

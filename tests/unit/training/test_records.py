@@ -80,7 +80,7 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch):
 
 def test_a_validation_loss_that_is_no_number_is_on_record_as_null(tmp_path, capsys):
     config = load_config("1m", ["data.image_size=64", "data.path=shards"])
-    records = Records(config, tmp_path, 0, ALONE)
+    records = Records(config, config, tmp_path, 0, ALONE)
     nothing = torch.empty(0, 16, 768)
     found = Validation(math.nan, 0.5, math.inf, 8, [], nothing, nothing)
     records.validation(3, found, grid(64, 16, "rows"))
