@@ -7,6 +7,7 @@ it can be run again in the backward pass instead of keeping what it computed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -76,6 +77,8 @@ def block_function(recompute: str = "none", compiled: bool = False) -> BlockFunc
     if recompute != "none":
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if recompute == "selective":
+            # torch warns of operations in place, on every rank; there are none
+            logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
         run = partial(checkpoint, block_forward, **options)
     # one graph with all kernels but flash4, whose own compiler torch's must step around
