@@ -189,9 +189,7 @@ def standardise(patches: Tensor) -> Tensor:
     """
     x = patches.float()
     centred = x - x.mean(dim=-1, keepdim=True)
-    # the norm of what is centred already: torch's std would centre it again
-    norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    tokens = centred / (norm / (x.shape[-1] - 1) ** 0.5 + EPSILON)
+    tokens = centred / (x.std(dim=-1, keepdim=True) + EPSILON)
     # A mean is rounded: without this, a constant patch can come out as noise of order one.
     constant = x.amin(dim=-1, keepdim=True) == x.amax(dim=-1, keepdim=True)
     return tokens.masked_fill(constant, 0.0)
