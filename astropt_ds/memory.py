@@ -6,7 +6,7 @@ autograd keeps of this package's blocks, tokenisers and heads, and the largest w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from astropt_ds.config import Config, ModelConfig
 from astropt_ds.flops import parameters
@@ -23,7 +23,7 @@ class Memory(NamedTuple):
         weights: kept all the time.
         optimizer: fp32 weights and AdamW's moments.
         gradients: of a whole update.
-        held: those of them that are there before the backward pass begins.
+        held: gradients that are there while the backward pass has most activations.
         gathered: weights of other ranks, while they are used.
         buckets: buffers of the reduction.
         activations: what the backward pass needs, and its largest working set.
@@ -76,12 +76,10 @@ def memory(config: Config, ranks: int, micro: int, gpu: bool, per_node: int = 1)
     accumulates = config.batch.global_images > micro * ranks
     gathered = buckets = update = 0.0
     if stage == 3:
-        block = 12 * config.model.width**2
-        ahead = zero.get("stage3_prefetch_bucket_size", 5e7)
-        gathered = element * min(count, block + ahead)
+        gathered = element * gathered_weights(config, ranks, zero)
         buckets = element * zero.get("reduce_bucket_size", 5e8)
         update = 4 * min(share, zero.get("sub_group_size", 1e9)) if element < 4 else 0.0
-        if config.zero.hpz:
+        if config.zero.hpz and per_node > 1:
             weights += element * count / per_node
     elif stage:
         if zero["contiguous_gradients"]:
@@ -92,10 +90,37 @@ def memory(config: Config, ranks: int, micro: int, gpu: bool, per_node: int = 1)
     if offload:
         weights = optimizer = 0.0
         update = 0.0
-    held = gradients if accumulates or stage == 3 else 0
+    held = gradients if accumulates or stage >= 2 else 0
+    if stage == 2 and accumulates:
+        held += gradients  # the last micro-batch's are reduced beside the sum of those before
     activations = activation_bytes(config, micro)
     numbers = (weights, optimizer, gradients, held, gathered, buckets, activations, update)
     return Memory(*map(round, numbers))
+
+
+def kept_weights(model: ModelConfig, zero: dict[str, Any]) -> float:
+    """Weights that ZeRO-3 gathers in the forward pass and still has in the backward pass.
+
+    Those that are used again before so many others were, there and back.
+
+    Args:
+        model: its shape.
+        zero: DeepSpeed's ``zero_optimization``.
+    """
+    later = zero.get("stage3_max_reuse_distance", 1e9) / 2
+    return min(parameters(model), later + 12 * model.width**2)
+
+
+def gathered_weights(config: Config, ranks: int, zero: dict[str, Any]) -> float:
+    """Weights of all ranks that ZeRO-3 holds beside its own share as the backward pass begins.
+
+    Some are kept; those fetched ahead arrive end to end in a buffer, which stays until the last of
+    them was cut out of it. One rank uses its share where it lies.
+    """
+    if ranks == 1:
+        return 0.0
+    ahead = zero.get("stage3_prefetch_bucket_size", 5e7) + 12 * config.model.width**2
+    return kept_weights(config.model, zero) + min(parameters(config.model), ahead)
 
 
 def host_bytes(config: Config, ranks: int) -> int:

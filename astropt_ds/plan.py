@@ -8,7 +8,8 @@ from astropt_ds.config import LARGEST_GPU_MICRO, Config, divisors_of
 from astropt_ds.errors import UserError
 from astropt_ds.flops import hardware_flops, parameters
 from astropt_ds.gpus import Gpu
-from astropt_ds.memory import ELEMENT, Memory, memory
+from astropt_ds.memory import ELEMENT, Memory, kept_weights, memory
+from astropt_ds.zero import zero_settings
 
 GB = 1e9
 # Of a GPU's memory the driver, the libraries and NCCL take some, and holes between tensors more.
@@ -130,24 +131,28 @@ def settle(config: Config, ranks: int, device: float | None, per_node: int = 8) 
 def communication(choice: Choice, ranks: int, per_node: int = 8) -> dict[str, float]:
     """Bytes that each rank sends in a step, and as many it receives, in rings.
 
-    A ring's all-gather or reduce-scatter of S bytes sends (n - 1) / n S from each of n ranks
-    (Rajbhandari et al. 2020, section 7). Stages 0 and 1 reduce gradients once a step, 2 and 3 in
-    each micro-batch; 1 and 2 gather the weights after the step, 3 in each pass. With ``hpz`` that
-    is between nodes once a step, and within a node otherwise (Wang et al. 2023, ZeRO++).
+    A ring's all-gather or reduce-scatter of S bytes sends (n - 1) / n S from each of n ranks, its
+    all-reduce twice that (Rajbhandari et al. 2020, section 7). DeepSpeed all-reduces gradients
+    below stage 3, once a step at stages 0 and 1, in each micro-batch at stage 2; 1 and 2 gather
+    the weights after the step. Stage 3 scatters gradients in each micro-batch and gathers weights
+    in its forward pass, and in its backward pass those that it did not keep. With ``hpz`` only
+    the first of these gathers is between nodes (Wang et al. 2023, ZeRO++).
 
     Returns:
         ``all``: over all ranks; ``node``: within nodes only.
     """
     config, times = choice.config, choice.accumulation
-    size = ELEMENT[config.precision] * parameters(config.model)
-    ring = size * (ranks - 1) / ranks
+    element, count = ELEMENT[config.precision], parameters(config.model)
+    ring = element * count * (ranks - 1) / ranks
     stage = config.zero.level
     if stage < 3:
-        return {"all": {0: 2, 1: 2, 2: times + 1}[stage] * ring, "node": 0.0}
-    if not config.zero.hpz:
-        return {"all": 3 * times * ring, "node": 0.0}
-    local = size * (per_node - 1) / per_node
-    return {"all": (1 + times) * ring, "node": (2 * times - 1) * local}
+        return {"all": {0: 2, 1: 3, 2: 2 * times + 1}[stage] * ring, "node": 0.0}
+    zero = zero_settings(config.zero, gpu=True)["zero_optimization"]
+    passes = 2 - kept_weights(config.model, zero) / count
+    if not config.zero.hpz or per_node == 1:  # a node of one rank keeps no second copy
+        return {"all": (passes + 1) * times * ring, "node": 0.0}
+    local = element * count * (per_node - 1) / per_node
+    return {"all": (1 + times) * ring, "node": (passes * times - 1) * local}
 
 
 def communication_s(sent: dict[str, float], gpu: Gpu, ranks: int, per_node: int = 8) -> float:

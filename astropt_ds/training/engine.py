@@ -233,8 +233,6 @@ class Engine:
     def refresh(self) -> None:
         """To be called on all ranks after weights among the fragments were overwritten."""
         refresh(self.engine)
-        if self.config.zero.hpz:  # a node's own copies are of the weights before
-            self.engine.optimizer.invalidate_secondary_tensor()
 
     def state(self) -> dict[str, Any]:
         """What a resume needs besides the fragments, as JSON holds it."""

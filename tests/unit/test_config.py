@@ -181,3 +181,25 @@ def test_the_model_alone_need_not_fit_the_rest_of_a_run(tmp_path):
         load_model_config(tmp_path / "model.yaml")
     with pytest.raises(UserError, match="unknown key 'model.wdith'; did you mean 'model.width'"):
         load_model_config("1m", ["model.wdith=3"])
+
+
+def test_auto_is_kept_as_it_was_given_until_the_devices_are_known():
+    config = load_config("2100m", ["zero.stage=auto", "batch.micro=auto"])
+    assert (config.zero.stage, config.batch.micro) == (None, None)
+    assert config.model_dump(mode="json")["zero"]["stage"] == "auto"
+    assert yaml.safe_load(config.to_yaml())["batch"]["micro"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("zero.stage=1", "zero.hpz=true"), "hpz=true needs stage=3, not stage=1"),
+        (("zero.stage=auto", "zero.hpz=true"), "hpz=true needs stage=3, not stage=auto"),
+        (("zero.stage=3", "zero.hpz=true", "zero.offload=true"), "exclude each other"),
+        (("zero.stage=5",), "zero.stage"),
+        (("batch.micro=some",), "batch.micro"),
+    ],
+)
+def test_partitions_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config("1m", list(overrides))

@@ -35,3 +35,12 @@ def test_a_run_that_can_be_is_described_and_nothing_is_written(config, tmp_path)
 def test_one_that_could_not_begin_is_refused(config, overrides, ranks, gpu_gb, words):
     with pytest.raises(UserError, match=words):
         list(check_run(config(*overrides), ranks, gpu_gb))
+
+
+def test_what_may_not_fit_is_warned_of_and_auto_is_settled_instead(config):
+    large = ("model.width=1024", "model.layers=24", "zero.stage=1")
+    asked = "\n".join(check_run(config(*large, "batch.micro=12"), 1, 7.5))
+    assert "warning: zero.stage=1 batch.micro=12 may not fit 1 GPUs of 7.5 GB" in asked
+    settled = "\n".join(check_run(config("zero.stage=auto", "batch.micro=auto"), 1, 80))
+    assert "1 ranks x 12 x 1 accumulation; the plan for each under ZeRO-1" in settled
+    assert "warning" not in settled
