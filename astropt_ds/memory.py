@@ -131,7 +131,9 @@ def host_bytes(config: Config, ranks: int) -> int:
     return round(parameters(config.model) / ranks * (2 * element + MASTER))
 
 
-def block_bytes(model: ModelConfig, element: int, recompute: str) -> tuple[int, int]:
+def block_bytes(
+    model: ModelConfig, element: int, recompute: str, scores: int = 0
+) -> tuple[int, int]:
     """Bytes a token that a block keeps for the backward pass, and needs when that passes.
 
     Kept are the inputs of both norms and of all products, q, k and v, attention's output, the
@@ -142,13 +144,18 @@ def block_bytes(model: ModelConfig, element: int, recompute: str) -> tuple[int, 
         model: its shape.
         element: bytes of an activation.
         recompute: as in the configuration.
+        scores: bytes of a token's attention scores, where a kernel keeps them.
     """
     wide = model.width * element
     scalars = 4 * 4 + 4 * model.heads  # of both norms, and attention's normalisation
-    all_of_it = 16 * wide + scalars
-    kept = {"none": all_of_it, "selective": 12 * wide + 4 * model.heads, "full": wide}[recompute]
+    all_of_it = 16 * wide + scalars + scores
+    kept = {
+        "none": all_of_it,
+        "selective": 12 * wide + 4 * model.heads + scores,
+        "full": wide,
+    }[recompute]
     again = all_of_it - wide if recompute == "full" else 5 * wide * (recompute == "selective")
-    return kept, 5 * wide + again
+    return kept, 5 * wide + again + 2 * scores
 
 
 def activation_bytes(config: Config, micro: int) -> int:
@@ -161,7 +168,10 @@ def activation_bytes(config: Config, micro: int) -> int:
     model, element = config.model, ELEMENT[config.precision]
     tokens = config.tokens_per_image
     rows, values, width = micro * (tokens - 1), model.images.input_size, model.width
-    kept, working = block_bytes(model, element, config.recompute)
+    # eager attention keeps all weights of its softmax, and which of them are masked
+    eager = config.attention.kernel == "eager"
+    scores = (tokens - 1) * (model.heads * element + 1) if eager else 0
+    kept, working = block_bytes(model, element, config.recompute, scores)
     # as bytes and standardised; the first so many as the model's inputs
     batch = micro * tokens * values * (1 + 4) + rows * values * element
     tokeniser = {"relu": 2 * width, "aim": 8 * width, "affine": 0}[model.tokeniser]

@@ -1,8 +1,17 @@
 import pytest
+import torch
 
+from astropt_ds.blocks import Block, block_function
 from astropt_ds.config_source import load_config
 from astropt_ds.flops import parameters
-from astropt_ds.memory import activation_bytes, gathered_weights, host_bytes, memory
+from astropt_ds.layers import Init
+from astropt_ds.memory import (
+    activation_bytes,
+    block_bytes,
+    gathered_weights,
+    host_bytes,
+    memory,
+)
 
 
 def plan(*overrides, ranks=8, micro=1, per_node=8):
@@ -57,6 +66,40 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_recomputation(tok
     for recompute in ("none", "selective", "full"):
         assert kept(recompute, 8) == pytest.approx(8 * kept(recompute, 1))
     assert kept("none", 4) > kept("selective", 4) > kept("full", 4)
+
+
+def kept_by_autograd(kernel, recompute):
+    """Bytes a token of what a block leaves for its backward pass, in fp32."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model = load_config("1m", ["model.width=64", "model.heads=4"]).model
+    block = Block(model, kernel, Init(0, 4))
+    block.run = block_function(recompute)
+    x = torch.randn(2, 128, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = block(x)
+    weights = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    del out
+    return model, sum(n for place, n in kept.items() if place not in weights) / (2 * 128)
+
+
+@pytest.mark.parametrize("kernel, scores", [("sdpa", 0), ("eager", 128 * (4 * 4 + 1))])
+def test_a_block_keeps_what_autograd_does(kernel, scores):
+    model, kept = kept_by_autograd(kernel, "none")
+    assert block_bytes(model, 4, "none", scores)[0] == pytest.approx(kept, rel=0.02)
+    model, kept = kept_by_autograd(kernel, "full")
+    assert block_bytes(model, 4, "full", scores)[0] == kept
+
+
+def test_eager_attention_is_planned_with_its_scores():
+    fused, eager = (load_config("2100m", [f"attention.kernel={k}"]) for k in ("sdpa", "eager"))
+    more = activation_bytes(eager, 1) - activation_bytes(fused, 1)
+    assert more > 26 * 32 * 1023**2 * 2
 
 
 def test_the_two_billion_model_takes_what_was_measured_of_it():
