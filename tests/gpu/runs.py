@@ -38,7 +38,9 @@ def until(step, shards, run, *overrides, environment=None):
     log = run.with_suffix(".log")
     with log.open("w") as output:
         line = command(shards, run, *overrides, "run.steps=1000000")
-        process = subprocess.Popen(line, cwd=REPOSITORY, env=environment, stderr=output)
+        process = subprocess.Popen(
+            line, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
         try:
             deadline = time.monotonic() + 400
             while not (run / "metrics.jsonl").exists() or len(trained(run)) < step:
