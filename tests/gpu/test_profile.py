@@ -10,7 +10,7 @@ import torch
 
 from astropt_ds.training.metrics import read_metrics
 from astropt_ds.training.step_clock import COLLECTIVES, StepClock
-from tests.gpu.test_gpu import command_line
+from tests.gpu.runs import command_line
 
 pytestmark = [
     pytest.mark.gpu,
