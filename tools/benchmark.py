@@ -16,6 +16,7 @@ from astropt_ds.benchmark.checkpoint import measure_checkpoint
 from astropt_ds.benchmark.conversion import measure_conversion
 from astropt_ds.benchmark.data import measure_data, real_stamps, synthetic_stamps
 from astropt_ds.benchmark.embedding import measure_embedding
+from astropt_ds.benchmark.gpu import measure_gpu
 from astropt_ds.benchmark.machine import machine
 from astropt_ds.benchmark.scaling import measure_scaling
 from astropt_ds.benchmark.startup import measure_startup
@@ -50,6 +51,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     scales = commands.add_parser("scale", help="several CPU ranks against one")
     scales.set_defaults(measure=measure_scales)
     scales.add_argument("--config", default="21m", help="a preset's name or a YAML file (21m)")
+    gpus = commands.add_parser("gpu", help="steps on one GPU: stages, compiled, images at once")
+    gpus.set_defaults(measure=measure_one_gpu)
+    gpus.add_argument("--config", default="2100m", help="a preset's name or a YAML file (2100m)")
+    gpus.add_argument("--minutes", type=float, default=9.0, help="that it may take (9)")
     everything = commands.add_parser("all", help="train, scale, data, checkpoint and embed")
     everything.set_defaults(measure=measure_all)
     for command in (trains, everything):
@@ -79,7 +84,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for command, rounds in rounds_of.items():
         text = f"in which all take turns ({rounds})"
         command.add_argument("--rounds", type=int, default=rounds, help=text)
-    for command in (*rounds_of, tables, everything):
+    for command in (*rounds_of, tables, gpus, everything):
         command.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
         command.add_argument("--scratch", type=Path, help="a folder on the disk to be used")
     return parser.parse_args(argv)
@@ -104,6 +109,10 @@ def measure_scales(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         show(title, found)
         result[title] = found
     return result
+
+
+def measure_one_gpu(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    return {"gpu": measure_gpu(options.config, folder, options.minutes)}  # it prints as it goes
 
 
 def measure_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

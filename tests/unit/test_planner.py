@@ -34,7 +34,7 @@ def test_the_text_shows_the_numbers_of_the_json(capsys):
 
 def test_where_nothing_fits_the_plan_says_so_and_goes_on(capsys):
     text = printed(capsys, "--config", "2100m", "--gpus", "1", "--gpu", "l4", "batch.micro=auto")
-    assert "proposal: none, 1 GPUs of 24 GB are too few" in text and "the run:" in text
+    assert "proposal: none, 1 GPUs of 23.6 GB are too few" in text and "the run:" in text
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def one_case(tiny, scratch):
     return run
 
 
+@pytest.mark.slow
 def test_ways_are_measured_and_the_fastest_again_by_part_and_with_a_whole_batch(
     tiny, scratch, monkeypatch, capsys
 ):
