@@ -78,7 +78,10 @@ def test_the_main_job_beats_both_baselines(launch, survey, tmp_path):
     assert picture.size[1] == 2 * size + 4
     environment = json.loads((run / "environment.json").read_text())
     assert environment["attention_kernel"] == "sdpa" and environment["ranks"] == 2
-    assert yaml.safe_load((run / "config.yaml").read_text())["zero"]["stage"] == 3
+    assert (environment["micro_batch"], environment["accumulation"]) == (8, 1)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    # what was settled here must not bind a resume on other ranks
+    assert config["zero"]["stage"] == 3 and config["batch"]["micro"] == "auto"
     assert (run / "latest").read_text() == "step-00000050\n"
     assert "validation loss" in (run / "complete").read_text()
     assert "ETA" in done.stdout and "images/s" in done.stdout and "tokens/s" in done.stdout
