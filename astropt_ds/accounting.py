@@ -8,7 +8,6 @@ from astropt_ds.config import Config
 from astropt_ds.errors import UserError
 from astropt_ds.flops import (
     backward_parts,
-    causal_excess,
     causal_training_flops,
     embedding_flops,
     forward_parts,
@@ -83,13 +82,11 @@ def account_embedding(config: Config, layer: int | str, tokens: int | None) -> d
     except ValueError as error:
         raise UserError(f"--{error}") from None
     parts = forward_parts(config.model, tokens, blocks, head=False)
-    excess = causal_excess(config.model, tokens, blocks)
-    causal = embedding_flops(config.model, tokens, blocks)
     return {
         "layer": layer,
         "blocks": blocks,
         "tokens": tokens,
         "parts": parts,
-        "exact": causal + excess,
-        "causal": causal,
+        "exact": sum(parts.values()),
+        "causal": embedding_flops(config.model, tokens, blocks),
     }

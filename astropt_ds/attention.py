@@ -65,6 +65,8 @@ def _resolve(requested: str, device: torch.device, dtype: torch.dtype, head_dim:
     if requested not in REQUESTS:
         known = ", ".join(REQUESTS)
         raise UserError(f"attention.kernel={requested}: one of {known} would be right")
+    if device.type == "cuda" and (torch.backends.cudnn.version() or 0) < CUDNN:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # torch's own choice must not fall on it
     candidates: tuple[str, ...] = (requested,)
     if requested == "flash":
         candidates = tuple(FLASH)

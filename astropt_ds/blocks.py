@@ -77,12 +77,22 @@ def block_function(recompute: str = "none", compiled: bool = False) -> BlockFunc
     if recompute != "none":
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         if recompute == "selective":
-            # torch warns of operations in place, on every rank; there are none
-            logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
             options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept)
         run = partial(checkpoint, block_forward, **options)
-    # one graph with all kernels but flash4, whose own compiler torch's must step around
-    return torch.compile(run, dynamic=False) if compiled else run
+    return _compiled(run) if compiled else run
+
+
+def _compiled(run: BlockFunction) -> BlockFunction:
+    """One graph, or an error, with all kernels but flash4, whose own compiler must be let be."""
+    # torch warns of operations in place in what is recomputed, on every rank; there are none
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+    strict = torch.compile(run, dynamic=False, fullgraph=True)
+    broken = torch.compile(run, dynamic=False)
+
+    def choose(x: Tensor, heads: int, causal: bool, kernel: str, *weights: Tensor) -> Tensor:
+        return (broken if kernel == "flash4" else strict)(x, heads, causal, kernel, *weights)
+
+    return choose
 
 
 def _kept(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -211,7 +211,7 @@ class ScheduleConfig(Section):
 class ZeroConfig(Section):
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too.
 
-    ``auto`` is the lowest stage whose memory plan fits the devices.
+    ``auto`` is the lowest stage at which enough images at once fit the devices' memory.
     """
 
     stage: OrAuto[Stage] = 1

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+EXIT_PIPE = 141  # 128 + SIGPIPE
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -42,6 +43,8 @@ def run_cli(
     except RunAgain as error:
         code = EXIT_RUN_AGAIN
         say(str(error), alike)
+    except BrokenPipeError:
+        code = EXIT_PIPE  # whoever read has had enough
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
         left = "the same command goes on from what is saved" if resumes else "nothing is left of it"

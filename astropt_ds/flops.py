@@ -1,18 +1,22 @@
 """Parameters, floating-point operations and utilisation: closed formulas, no tensors.
 
-Counts are of matrix products, two operations a multiply-add, with attention counted in full as
+Counts are of matrix products, two operations a multiply-add, with plain attention in full, as
 torch's FLOP counter sees it; what causal kernels leave out is :func:`causal_excess`.
 """
 
 from __future__ import annotations
 
+import re
+
 from astropt_ds.config import Config, ModelConfig
 
 Parts = dict[str, int]  # operations of the tokeniser, attention, mlp and head
 
-# Dense peaks in FLOP/s (bf16 on tensor cores, fp32 without TF32) by a part of the device's name,
+# Dense peaks in FLOP/s (bf16 on tensor cores, fp32 without TF32) by words of the device's name,
 # from the vendors' data sheets; the first match counts. 0: the device has none.
 PEAKS = {
+    "GB200": {"bf16": 2500e12, "fp32": 80e12},
+    "GH200": {"bf16": 989.4e12, "fp32": 67e12},
     "B200": {"bf16": 2250e12, "fp32": 75e12},
     "H200": {"bf16": 989.4e12, "fp32": 67e12},
     "H100 PCIe": {"bf16": 756e12, "fp32": 51e12},
@@ -21,6 +25,7 @@ PEAKS = {
     "A100": {"bf16": 312e12, "fp32": 19.5e12},
     "A40": {"bf16": 149.7e12, "fp32": 37.4e12},
     "A30": {"bf16": 165e12, "fp32": 10.3e12},
+    "A10G": {"bf16": 70e12, "fp32": 35e12},
     "A10": {"bf16": 125e12, "fp32": 31.2e12},
     "L40S": {"bf16": 362e12, "fp32": 91.6e12},
     "L40": {"bf16": 181e12, "fp32": 90.5e12},
@@ -56,6 +61,18 @@ def parameters(config: ModelConfig, positions: bool = True) -> int:
         count += sum(n_out for _, n_out in linears)
     count += 12 * layers * width**2 + (2 * layers + 1) * width
     return count + (config.block_size * width if positions else 0)
+
+
+def block_parameters(config: ModelConfig) -> int:
+    """Parameters of a block."""
+    return 12 * config.width**2 + 2 * config.width
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Parameters of what follows the blocks."""
+    linears = _head_linears(config)
+    count = sum(n_in * n_out for n_in, n_out in linears) + config.width
+    return count + (sum(n_out for _, n_out in linears) if config.tokeniser == "relu" else 0)
 
 
 def forward_parts(
@@ -167,7 +184,8 @@ def palm_flops_per_token(config: ModelConfig, tokens: int, causal: bool = False)
 
 def peak_flops(device_name: str, precision: str = "bf16") -> float | None:
     """Dense peak of a device in FLOP/s, or None where the table has none."""
-    found = next((peaks for part, peaks in PEAKS.items() if part in device_name), None)
+    named = (peaks for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", device_name))
+    found = next(named, None)
     return (found and found[precision]) or None
 
 
@@ -184,7 +202,8 @@ def utilisation(
 
     Returns:
         ``mfu`` by the PaLM convention, ``mfu_causal`` with half of attention, and ``hfu``: the
-        exact count of what is computed, recomputation included (Korthikanti et al. 2022).
+        exact count with recomputation (Korthikanti et al. 2022), attention still in full, though
+        fused kernels compute its causal half.
     """
     tokens = config.tokens_per_image
     each = {

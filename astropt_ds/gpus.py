@@ -52,6 +52,6 @@ def gpu_named(name: str) -> Gpu:
     Raises:
         UserError: none is.
     """
-    if name not in GPUS:
+    if name.lower() not in GPUS:
         raise UserError(f"--gpu {name}: one of {', '.join(GPUS)} would be right")
-    return GPUS[name]
+    return GPUS[name.lower()]

@@ -16,7 +16,7 @@ GB = 1e9
 TAKEN, HOLES = 1.5e9, 0.04
 ENOUGH = 2048  # tokens at once: a lower stage with fewer costs more than it spares
 AUTO_STAGES = (1, 2, 3)
-# Of their peak, recomputation included: what DeepSpeed and llm-foundry reach on H100 with 3B to 8B.
+# Of their peak, recomputation included: what others reach on H100 and H200 with models of 3B to 8B.
 UTILISATION = 0.45
 
 
@@ -100,7 +100,8 @@ def propose(config: Config, ranks: int, device: float, per_node: int = 8) -> Cho
         raise UserError(
             f"{ranks} GPUs of {device / GB:g} GB are too few: zero.stage={stages[-1]} "
             f"with batch.micro={last.micro} needs {last.memory.peak / GB:.1f} GB of each; more of "
-            "them, a higher stage, zero.offload=true or recompute=full would be right"
+            "them, zero.stage=auto, zero.offload=true or recompute=full would be right; "
+            f"batch.micro={last.micro} tries it all the same"
         )
     share = fitting[0].micro * fitting[0].accumulation
     least = min(-(-ENOUGH // config.tokens_per_image), share)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from astropt_ds.config import Config
-from astropt_ds.config_source import load_config, preset_names
+from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError
 from astropt_ds.gpus import Gpu
 from astropt_ds.memory import host_bytes
@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "3 + hpz": {"stage": 3, "hpz": True},
     "3 + offload": {"stage": 3, "offload": True},
 }
-SWEEP = tuple(name for name in preset_names() if name != "demo")  # the paper's sizes
+SWEEP = ("1m", "5m", "12m", "21m", "89m", "309m", "830m", "2100m")  # the paper's sizes
 
 
 def plan(
@@ -59,8 +59,9 @@ def plan(
         choice = best(way, gpus, gpu.memory, per_node)
         ways[name] = _way(choice, gpus, gpu, per_node)
     try:
-        chosen: Choice | None = propose(config, gpus, gpu.memory, per_node)
-        problem = None
+        asked = propose(config, gpus, gpu.memory, per_node)
+        chosen: Choice | None = asked if asked.fits else None
+        problem = None if asked.fits else "what is asked for does not fit"
     except UserError as error:
         chosen, problem = None, str(error)
     proposal: dict[str, Any] = {"problem": problem}
@@ -69,6 +70,7 @@ def plan(
         proposal = {
             "zero.stage": zero.level,
             "zero.offload": zero.offload,
+            "zero.hpz": zero.hpz,
             "batch.micro": chosen.micro,
             "accumulation": chosen.accumulation,
             **_way(chosen, gpus, gpu, per_node),
@@ -126,14 +128,16 @@ def lines(found: dict[str, Any], gpus: int, gpu: Gpu) -> Iterator[str]:
     if proposal.get("problem"):
         yield f"proposal: none, {proposal['problem']}"
     else:
-        offload = " zero.offload=true" * proposal["zero.offload"]
+        extras = [key for key in ("zero.offload", "zero.hpz") if proposal[key]]
+        more = "".join(f" {key}=true" for key in extras)
         yield (
-            f"proposal: zero.stage={proposal['zero.stage']}{offload} "
+            f"proposal: zero.stage={proposal['zero.stage']}{more} "
             f"batch.micro={proposal['batch.micro']}, accumulation {proposal['accumulation']}"
         )
         yield (
             f"a step: {run['step_s']:.3g} s of computation; communication would be "
-            f"{proposal['sent_s']:.3g} s if nothing hid it"
+            f"{proposal['sent_s']:.3g} s if nothing hid it (links of {gpu.link / GB:.0f} GB/s in a "
+            f"node, {gpu.net / GB:.0f} GB/s a GPU to others)"
         )
     yield f"the run: {run['hours']:,.3g} hours on {gpus} x {gpu.name}, {_work(run)}"
     sizes = found["checkpoint"]
@@ -141,11 +145,11 @@ def lines(found: dict[str, Any], gpus: int, gpu: Gpu) -> Iterator[str]:
         f"a checkpoint: {sizes['checkpoint'] / GB:,.3g} GB; "
         f"a model folder in fp32: {sizes['model'] / GB:,.3g} GB"
     )
-    yield "the paper's sizes, for as many images:"
+    yield "the paper's sizes for as many images, of which the small ones reach less of the peak:"
     for name, size in found["sweep"].items():
         yield f"  {name:8} {_work(size)}"
 
 
 def _work(course: dict[str, Any]) -> str:
-    cost = "" if course["cost"] is None else f", cost {course['cost']:,.0f}"
+    cost = "" if course["cost"] is None else f", cost {course['cost']:,.2f}"
     return f"{course['gpu_hours']:,.4g} GPU hours, {course['kwh']:,.4g} kWh{cost}"

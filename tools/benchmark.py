@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name} {value}: 1 or more would be right")
     if options.scratch and not options.scratch.is_dir():
         raise UserError(f"--scratch {options.scratch}: is no folder")
+    if options.json and (options.json.is_dir() or not os.access(options.json.parent, os.W_OK)):
+        raise UserError(f"--json {options.json}: cannot be written there")
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         result = options.measure(Path(folder), options)
     if options.json:

@@ -7,6 +7,7 @@ Example: python tools/check_run.py --ranks 32 --config 2100m data.path=shards ru
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from astropt_ds.config_source import load_config
@@ -18,6 +19,8 @@ def main(argv: list[str]) -> None:
     options = parse(argv)
     if options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: 1 or more would be right")
+    if options.gpu_gb is not None and not 0 < options.gpu_gb < math.inf:
+        raise UserError(f"--gpu-gb {options.gpu_gb}: above 0 would be right")
     config = load_config(options.config, options.overrides)
     for line in check_run(config, options.ranks, options.gpu_gb):
         print(line)

@@ -66,8 +66,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     options = parser.parse_intermixed_args(argv)
-    if options.config is None and options.overrides:
-        raise UserError(f"{options.overrides[0]}: needs --config")
+    given = [*options.overrides, *(["--tokens"] if options.tokens is not None else [])]
+    given += ["--layer"] if options.layer != "middle" else []
+    if options.config is None and given:
+        raise UserError(f"{given[0]}: needs --config")
     return options
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 
 from astropt_ds.config_source import load_config
 from astropt_ds.errors import UserError, run_cli
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"--gpus {options.gpus}: is no multiple of a node's {options.per_node} (--per-node)"
         )
+    if options.price is not None and not 0 <= options.price < math.inf:
+        raise UserError(f"--price {options.price}: 0 or more would be right")
     gpu = gpu_named(options.gpu)
     config = load_config(options.config, options.overrides)
     chosen = (options.utilisation, options.price, options.per_node)

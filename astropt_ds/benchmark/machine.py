@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from astropt_ds.training.environment import versions
+from astropt_ds.training.environment import version_of, versions
 
 
 def machine() -> dict[str, Any]:
@@ -27,7 +26,7 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": versions() | {"astropt": _version("astropt")},
+        "packages": versions() | {"astropt": version_of("astropt")},
     }
 
 
@@ -40,10 +39,3 @@ def _processor() -> str:
     flags = set(values.get("flags", "").split())
     bf16 = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
     return " ".join([values.get("model name", platform.machine()), *bf16])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -12,7 +12,7 @@ from statistics import median, quantiles
 
 import psutil
 
-Work = Callable[[], int]  # does something and returns of how many images
+Work = Callable[[], float]  # does something and returns of how many images
 
 
 def cpu_seconds(processes: Iterable[psutil.Process] = ()) -> float:
@@ -50,11 +50,6 @@ def spread(times: list[float]) -> list[float]:
         return [times[0], times[0]]
     low, _, high = quantiles(times, n=4, method="inclusive")
     return [low, high]
-
-
-def peak_memory() -> int:
-    """Bytes that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ratio(found: Mapping[str, list[float]], above: str, below: str) -> float:

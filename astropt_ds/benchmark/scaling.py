@@ -34,7 +34,7 @@ def measure_scaling(
 
     Args:
         source: a preset's name or a YAML file.
-        ranks: an image each in a step; the one rank takes them one after another.
+        ranks: an image each in a step; the one rank takes them at once.
         rounds: in which both take turns.
         scratch: an empty folder.
         keys: dotted overrides.
@@ -42,7 +42,7 @@ def measure_scaling(
     Raises:
         UserError: no such preset or file, or what a rank ended by.
     """
-    sizes = (f"batch.global_images={ranks}", "batch.micro=1", "precision=fp32")
+    sizes = (f"batch.global_images={ranks}", "precision=fp32")
     config = load_config(source, [*sizes, "run.profile=true", *keys])
     (scratch / CONFIG).write_text(config.to_yaml())
     rows: dict[int, list[dict[str, float]]] = {1: [], ranks: []}
@@ -74,13 +74,14 @@ def main(argv: list[str]) -> None:
         with partitioned(config, ranks):
             model = AstroPT(config.model, seed=config.seed)
         engine = Engine(model, config, ranks)
-        shape = (1, config.tokens_per_image, config.model.images.input_size)
+        micro = config.batch.global_images // ranks.size
+        shape = (micro, config.tokens_per_image, config.model.images.input_size)
         patches = torch.randint(256, shape, dtype=torch.uint8)
-        batch = Batch(patches, torch.ones(1), torch.zeros(1, dtype=torch.int64))
+        batch = Batch(patches, torch.ones(micro), torch.arange(micro))
         rows = []
         for _ in range(UNCOUNTED + STEPS):
             begin, cpu = time.monotonic(), cpu_seconds()
-            result = engine.step([batch] * (config.batch.global_images // ranks.size))
+            result = engine.step([batch])
             seconds = time.monotonic() - begin
             used = ranks.sum([cpu_seconds() - cpu])[0]
             parts = {part: result.seconds[part] for part in PARTS}

@@ -17,8 +17,9 @@ from astropt_ds.flops import parameters
 from astropt_ds.gpus import GPUS
 from astropt_ds.memory import memory
 from astropt_ds.plan import UTILISATION, Choice, course, propose, settle
-from astropt_ds.training.checkpoint import POINTER
+from astropt_ds.training.checkpoint import POINTER, read_manifest
 from astropt_ds.training.ranks import uses_gpu
+from astropt_ds.training.resume import check_fits
 
 GB = 1e9
 GPU = "h100"
@@ -55,6 +56,7 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
         config = settle(config, ranks, None)
         micro, accumulation = config.batch.split(ranks)
         needs = memory(config, ranks, micro, gpu=False)
+        warnings.append("no GPU here: planned for processors; --gpu-gb plans for GPUs")
     else:
         choice = propose(config, ranks, gpu_gb * GB)
         warnings += tight(choice, ranks, gpu_gb)
@@ -68,8 +70,8 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
     )
     yield (
         f"batch: {images} images = {ranks} ranks x {micro} x {accumulation} accumulation; "
-        f"the plan for each under ZeRO-{config.zero.level} is {needs.peak / GB:.2g} GB, of which "
-        f"{needs.state / GB:.2g} GB are weights, gradients and optimizer"
+        f"the plan for each under ZeRO-{config.zero.level} is {needs.peak / GB:,.1f} GB, of which "
+        f"{needs.state / GB:,.1f} GB are weights, gradients and optimizer"
     )
     work = course(config, ranks, GPUS[GPU], UTILISATION)
     yield (
@@ -77,8 +79,11 @@ def check_run(config: Config, ranks: int, gpu_gb: float | None = None) -> Iterat
         f"peak, {work.hours:,.3g} hours on {ranks}; tools/plan.py tells more"
     )
     yield from (f"warning: {text}" for text in warnings)
-    pointer = run / POINTER
-    begins = f"goes on from {pointer.read_text().strip()}" if pointer.exists() else "is new"
+    pointer, begins = run / POINTER, "is new"
+    if pointer.exists():
+        path = run / "checkpoints" / pointer.read_text().strip()
+        check_fits(path, read_manifest(path), config, train.hash)
+        begins = f"goes on from {path.name}"
     yield f"run: {run} {begins}"
 
 

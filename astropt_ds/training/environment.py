@@ -42,7 +42,7 @@ def environment(config: Config, ranks: Ranks) -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Of the packages that a run depends on; None where one is not installed."""
-    return {name: _version(name) for name in PACKAGES}
+    return {name: version_of(name) for name in PACKAGES}
 
 
 def description(config: Config, ranks: Ranks) -> str:
@@ -71,7 +71,8 @@ def attention_kernel(config: Config, ranks: Ranks) -> str:
     return kernel
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where it is not."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -95,7 +95,7 @@ class Run:
         warnings = self._load(start.path, engine) if start.path else []
         if not start.path and self.config.model.init_from:
             self._load_weights(engine, Path(self.config.model.init_from))
-        asked = self.galaxies.config
+        asked = self.galaxies.config  # which were there before auto could be settled
         self.records = Records(self.config, asked, self.dir, self.step, self.ranks)
         passed_over: list[str] = []
         with self.ranks.together():
@@ -233,7 +233,6 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.saves.close()
-        self.trace.close()
         self.garbage.close()
         self.energy.close()
         if hasattr(self, "records"):
@@ -242,6 +241,7 @@ class Run:
             self.records.close(failed=error is not None)
         self.watchdog.close()
         self.folder.close()
+        self.trace.close()
 
     # What happens at its turns.
 
@@ -307,4 +307,5 @@ class Run:
     def _go_on(self) -> None:
         """What was done just now is no part of the next step's time."""
         self.watchdog.alive()
+        self.garbage.take()
         self._clock = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -59,7 +60,7 @@ class StepClock:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._open: list[str] = []  # innermost last
         self._last = 0.0  # border
-        for name in COLLECTIVES:
+        for name in filter(partial(hasattr, backend), COLLECTIVES):
             setattr(backend, name, self._counted(getattr(backend, name)))
 
     @contextmanager

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
 
-from astropt_ds.config import Config
+from astropt_ds import plan as plan_module
+from astropt_ds.config import Config, ZeroConfig
 from astropt_ds.errors import run_cli
 from astropt_ds.plan import Choice, communication
 from astropt_ds.training import checkpoint
@@ -24,6 +25,7 @@ from astropt_ds.training import engine as engine_module
 from astropt_ds.training.engine import Engine
 from astropt_ds.training.ranks import Ranks, start
 from astropt_ds.training.step_clock import COLLECTIVES
+from astropt_ds.zero import zero_settings
 from tests.distributed import scenarios
 from tests.distributed.scenarios import GLOBAL_IMAGES, share
 
@@ -33,7 +35,9 @@ WAYS = {  # precision and stage
     "matrix": (*(("fp32", s) for s in ("0", "1", "2", "3")), ("bf16", "1"), ("bf16", "3")),
 }
 RECOMPUTE = ("none", "selective", "full")
+FORGOTTEN = (("3-forgetful", 1), ("3-hpz-forgetful", 1))  # last: it changes the settings
 TRAFFIC = ("1", "2", "3", "3-hpz")
+FORGETFUL = {"stage3_max_reuse_distance": 5_000_000, "stage3_prefetch_bucket_size": 100_000}
 
 
 def changed(config: Config, stage: str, **keys) -> Config:
@@ -102,13 +106,27 @@ def wide(stage: str, micro: int, precision: str = "fp32") -> Config:
     return changed(config, stage, model=config.model.model_copy(update=shape))
 
 
+def deep(config: Config) -> Config:
+    """Eight blocks of 1.2 million weights, of which DeepSpeed does not keep all."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"layers": 8})})
+
+
+def forgetful(zero: ZeroConfig, gpu: bool) -> dict:
+    settings = zero_settings(zero, gpu)
+    settings["zero_optimization"].update(FORGETFUL)
+    return settings
+
+
 def travels(ranks: Ranks) -> dict:
     """(planned, counted) bytes of a step with the settings of GPUs, by stage and accumulation."""
     engine_module.uses_gpu = lambda: True
     sent, found = None, {}
-    for stage, accumulation in product(TRAFFIC, (1, 2)):
+    for stage, accumulation in (*product(TRAFFIC, (1, 2)), *FORGOTTEN):
         micro = GLOBAL_IMAGES // ranks.size // accumulation
-        config = wide(stage, micro)
+        config = wide(stage.removesuffix("-forgetful"), micro)
+        if stage.endswith("-forgetful"):
+            config = deep(config)
+            engine_module.zero_settings = plan_module.zero_settings = forgetful
         engine = build(config, ranks)
         sent = sent or Sent(deepspeed.comm.comm.cdb)
         engine.step(share(0, ranks, micro))

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from tests.distributed import compute_scenarios
-from tests.distributed.compute_scenarios import RECOMPUTE, TRAFFIC, WAYS
+from tests.distributed.compute_scenarios import FORGOTTEN, RECOMPUTE, TRAFFIC, WAYS
 
 CASES = [
     *(("few", 1, *way) for way in WAYS["few"]),
@@ -72,7 +72,7 @@ def test_a_compiled_training_is_one_graph_without_breaks(matrix, what, ranks, pr
         assert eager["graphs"] == 0
 
 
-@pytest.mark.parametrize("stage, accumulation", product(TRAFFIC, (1, 2)))
+@pytest.mark.parametrize("stage, accumulation", (*product(TRAFFIC, (1, 2)), *FORGOTTEN))
 def test_as_many_bytes_travel_as_the_plan_says(traffic, stage, accumulation):
     for place, (planned, counted) in traffic["travels"][f"{stage} {accumulation}"].items():
         assert counted == pytest.approx(planned, rel=0.02), place

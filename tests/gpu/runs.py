@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -70,6 +71,7 @@ def falls(found):
 
 
 def planned(run):
-    """Peak bytes of the plan of a run on one GPU, by the configuration that it settled on."""
-    config = load_config(run / "config.yaml")
-    return memory(config, 1, config.batch.micro, gpu=True).peak
+    """Peak bytes of the plan of a run on one GPU, by the stage and micro-batch that it took."""
+    settled = json.loads((run / "environment.json").read_text())
+    config = load_config(run / "config.yaml", [f"zero.stage={settled['zero_stage']}"])
+    return memory(config, 1, settled["micro_batch"], gpu=True).peak

@@ -85,12 +85,14 @@ def machine(monkeypatch):
         monkeypatch.setattr(module, "_find", lambda kernel: kernel in packages)
         monkeypatch.setattr(module, "sdpa_backend", lambda *inputs: torch_takes)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+        torch.backends.cuda.enable_cudnn_sdp(True)
         # the real one refuses an old cuDNN, but would ask torch about the GPU for a new one
         lacks = cudnn_lacks if cudnn < module.CUDNN else lambda *inputs: ""
         monkeypatch.setattr(module, "_cudnn_lacks", lacks)
 
     yield set_up
     module._resolve.cache_clear()
+    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +122,10 @@ def test_without_flash_attn_cudnn_runs_where_torch_itself_prefers_it(machine):
     machine(HOPPER, torch_takes="flash")
     assert resolve_kernel("auto", CUDA, BF16, 80) == "sdpa"
     assert resolve_kernel("cudnn", CUDA, BF16, 80) == "cudnn"
+    assert torch.backends.cuda.cudnn_sdp_enabled()
     machine(HOPPER, torch_takes="cudnn", cudnn=90701)
-    assert resolve_kernel("auto", CUDA, BF16, 80) == "sdpa"
+    assert resolve_kernel("sdpa", CUDA, BF16, 80) == "sdpa"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # nor may torch take the faulty one
     machine(VOLTA, FLASH, torch_takes="efficient")
     assert resolve_kernel("auto", CUDA, torch.float16, 80) == "sdpa"
 

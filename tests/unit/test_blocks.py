@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from astropt_ds.blocks import Block, block_forward, block_function
 from astropt_ds.config_source import load_config
@@ -75,6 +76,27 @@ def kept_bytes(recompute):
 
 def test_recomputing_all_keeps_the_blocks_input_alone():
     assert kept_bytes("full") == 2 * 64 * 32 * 4 < kept_bytes("none") / 10
+
+
+class Attended(TorchDispatchMode):
+    """Counts the runs of fused attention's forward pass."""
+
+    times = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name()
+        self.times += "attention" in name and "backward" not in name
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute, times", [("none", 1), ("selective", 1), ("full", 2)])
+def test_selective_recomputation_does_not_attend_again(recompute, times):
+    block = Block(config(), "sdpa", Init(0, 2))
+    block.run = block_function(recompute)
+    x = torch.randn(2, 17, 32, requires_grad=True)
+    with Attended() as attended:
+        block(x).sum().backward()
+    assert attended.times == times
 
 
 def test_a_compiled_block_is_one_graph():

@@ -137,6 +137,8 @@ def test_peaks_are_of_the_device_and_the_precision():
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "fp32") == 19.5e12
-    assert peak_flops("NVIDIA A10G") == 125e12
+    assert peak_flops("NVIDIA A10G") == 70e12 and peak_flops("NVIDIA A10") == 125e12
+    assert peak_flops("NVIDIA GH200 480GB") == 989.4e12
+    assert peak_flops("NVIDIA RTX A4000") is peak_flops("NVIDIA RTX A1000 Laptop GPU") is None
     assert peak_flops("Tesla V100-SXM2-16GB") is None  # it has no bf16
     assert peak_flops("cpu") is None

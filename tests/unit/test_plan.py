@@ -37,6 +37,12 @@ def test_what_is_asked_for_is_never_changed(stage, micro):
     assert settle(half, 8, H100).batch.micro == micro
 
 
+def test_some_memory_is_left_to_libraries_and_holes():
+    asked = config("2100m", "batch.micro=8")
+    peak = best(asked, 8, H100).memory.peak
+    assert not best(asked, 8, 1.01 * peak).fits and best(asked, 8, 1.1 * peak + 2e9).fits
+
+
 def test_where_nothing_fits_one_line_says_what_would():
     with pytest.raises(UserError, match="8 GPUs of 4 GB are too few.*recompute=full") as refused:
         propose(config("2100m", *AUTO), 8, 4e9)

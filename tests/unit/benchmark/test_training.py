@@ -23,24 +23,24 @@ def small(tmp_path):
 def test_all_ways_make_the_same_steps_and_are_told_with_the_machine(small, tmp_path, capsys):
     pytest.importorskip("astropt", reason="astropt 2.0.9 is not installed")
     out = tmp_path / "out.json"
-    main(["train", "--config", small, "--rounds", "2", "--against", "astropt", "--json", str(out)])
+    main(["train", "--config", small, "--rounds", "3", "--against", "astropt", "--json", str(out)])
     found = json.loads(out.read_text())
     assert found["machine"]["cores"] > 0 and found["machine"]["packages"]["torch"]
     result = found["training small.yaml, 16 tokens a step".replace("small.yaml", small)]
     assert set(result["cpu_s_a_step"]) == {PLAIN, REFERENCE, *ENGINES}
     assert all(low <= high for low, high in result["spread"].values())
     for name in ENGINES:  # the rounds' own ratios, in turns
-        assert result["reference_over_ours"][name] > 0
         assert result["over_the_plain_loop"][name] > 0
+    assert set(result["reference_over_ours"]) == {n for n in ENGINES if "bf16" not in n}
     assert f"{result['fp32_over_bf16']:,.3f}" in capsys.readouterr().out
 
 
 def test_ways_that_learn_otherwise_are_refused():
-    _check({PLAIN: 0.4, "ZeRO-1": 0.4001, "ZeRO-1, bf16": 0.405})
-    with pytest.raises(UserError, match="ZeRO-1 has a loss of 0.41"):
-        _check({PLAIN: 0.4, "ZeRO-1": 0.41})
-    with pytest.raises(UserError, match="ZeRO-1 has a loss of nan"):
-        _check({PLAIN: 0.4, "ZeRO-1": float("nan")})
+    learnt = [0.5, 0.45, 0.4]
+    _check({PLAIN: learnt, "ZeRO-1": [0.5, 0.46, 0.401], "ZeRO-1, bf16": [0.51, 0.46, 0.42]})
+    for losses in ([0.5, 0.5, 0.5], [0.5, 0.45, 0.41], [0.5, 0.45, float("nan")]):
+        with pytest.raises(UserError, match="the loss of ZeRO-1 fell by"):
+            _check({PLAIN: learnt, "ZeRO-1": losses})
 
 
 def test_a_spread_is_of_the_quartiles():
