@@ -20,14 +20,13 @@ from astropt_ds.blocks import Block, block_function
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
 from astropt_ds.data.reader import Fault
-from astropt_ds.errors import UserError
 from astropt_ds.model import AstroPT
 from astropt_ds.optim import adamw
 from astropt_ds.schedule import lr_factor
 from astropt_ds.tokens import standardise
 from astropt_ds.training.fragments import Fragment, fragments, refresh, set_optimizer_step
 from astropt_ds.training.health import Health
-from astropt_ds.training.ranks import Ranks, uses_gpu
+from astropt_ds.training.ranks import Ranks, even_nodes, uses_gpu
 from astropt_ds.training.step_clock import Clock, NoClock, StepClock
 from astropt_ds.zero import zero_settings
 
@@ -71,10 +70,7 @@ def deepspeed_config(config: Config, ranks: Ranks) -> dict[str, Any]:
     micro, accumulation = config.batch.split(ranks.size)
     settings = zero_settings(config.zero, uses_gpu())
     if config.zero.hpz:
-        node = ranks.per_node()
-        if ranks.size % node:
-            raise UserError(f"zero.hpz=true: {ranks.size} ranks are not {node} on each node")
-        settings["zero_optimization"]["zero_hpz_partition_size"] = node
+        settings["zero_optimization"]["zero_hpz_partition_size"] = even_nodes(ranks.hosts())
     return {
         **settings,
         "train_batch_size": config.batch.global_images,

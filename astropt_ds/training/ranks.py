@@ -50,7 +50,11 @@ class Ranks:
 
     def per_node(self) -> int:
         """Ranks of each node, of the smallest where they differ. Collective."""
-        return min(Counter(self.gather(socket.gethostname())).values())
+        return min(Counter(self.hosts()).values())
+
+    def hosts(self) -> list[str]:
+        """Where each rank is. Collective."""
+        return self.gather(socket.gethostname())
 
     def device_memory(self) -> int | None:
         """Bytes of the smallest GPU of all ranks; None where processors compute. Collective."""
@@ -189,6 +193,25 @@ def _device(local_rank: int) -> torch.device:
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device("cpu")
+
+
+def even_nodes(hosts: list[str]) -> int:
+    """Ranks of each node, if all have as many, one node's after another's.
+
+    Args:
+        hosts: of each rank.
+
+    Raises:
+        UserError: they do not.
+    """
+    size = min(Counter(hosts).values())
+    nodes = [hosts[first : first + size] for first in range(0, len(hosts), size)]
+    if any(node != node[:1] * size for node in nodes):
+        raise UserError(
+            "zero.hpz=true wants as many ranks on each node, one node's after another's (srun "
+            "--distribution=block); zero.hpz=false would be right here"
+        )
+    return size
 
 
 def threads(places: list[tuple[str, set[int]]], rank: int) -> int:

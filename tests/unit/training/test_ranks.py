@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 
-from astropt_ds.training.ranks import start, threads
+from astropt_ds.errors import UserError
+from astropt_ds.training.ranks import even_nodes, start, threads
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,17 @@ from astropt_ds.training.ranks import start, threads
 def test_ranks_share_out_the_cores_that_they_may_all_use_and_keep_their_own(places, expected):
     places = [(host, set(cores)) for host, cores in places]
     assert [threads(places, rank) for rank in range(len(places))] == expected
+
+
+@pytest.mark.parametrize("hosts, size", [("a", 1), ("aa", 2), ("aabb", 2), ("abc", 1)])
+def test_weights_are_copied_among_the_ranks_of_a_node(hosts, size):
+    assert even_nodes(list(hosts)) == size
+
+
+@pytest.mark.parametrize("hosts", ["aab", "abab", "aabbb"])
+def test_ranks_that_nodes_do_not_hold_in_order_and_evenly_are_refused(hosts):
+    with pytest.raises(UserError, match="zero.hpz=true wants as many ranks on each node"):
+        even_nodes(list(hosts))
 
 
 @pytest.fixture
