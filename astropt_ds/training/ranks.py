@@ -204,9 +204,10 @@ def even_nodes(hosts: list[str]) -> int:
     Raises:
         UserError: they do not.
     """
-    size = min(Counter(hosts).values())
+    size = hosts.count(hosts[0])
     nodes = [hosts[first : first + size] for first in range(0, len(hosts), size)]
-    if any(node != node[:1] * size for node in nodes):
+    together = all(node == node[:1] * size for node in nodes)
+    if not together or len(nodes) > len(set(hosts)):
         raise UserError(
             "zero.hpz=true wants as many ranks on each node, one node's after another's (srun "
             "--distribution=block); zero.hpz=false would be right here"
