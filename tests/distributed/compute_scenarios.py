@@ -1,7 +1,7 @@
 """What one launch computes for test_compute.py; writes a JSON of results.
 
 Run by torchrun: ``compute_scenarios.py FOLDER matrix`` (each way to run the blocks at each stage),
-``few`` (at two stages) or ``traffic`` (what travels, and hierarchical partitions).
+``few`` (at stage 3) or ``traffic`` (what travels, and hierarchical partitions).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.distributed.scenarios import GLOBAL_IMAGES, share
 
 STEPS = 4
 WAYS = {  # precision and stage
-    "few": (("fp32", "1"), ("fp32", "3")),
+    "few": (("fp32", "3"),),
     "matrix": (*(("fp32", s) for s in ("0", "1", "2", "3")), ("bf16", "1"), ("bf16", "3")),
 }
 RECOMPUTE = ("none", "selective", "full")
