@@ -7,7 +7,7 @@ loaded into every engine, at every number of ranks, and saved by it.
 from __future__ import annotations
 
 import argparse
-import json
+from copy import deepcopy
 from pathlib import Path
 
 import deepspeed
@@ -28,6 +28,7 @@ from astropt_ds.training.engine import Engine
 from astropt_ds.training.facts import training_facts
 from astropt_ds.training.ranks import Ranks, start
 from astropt_ds.training.resume import identity
+from astropt_ds.zero import zero_settings
 from tests.distributed.scenarios import (
     GLOBAL_IMAGES,
     STAGES,
@@ -94,19 +95,15 @@ def holding(folder: Path, config: Config, ranks: Ranks) -> Engine:
 
 
 def save_variants(folder: Path, micro: int, ranks: Ranks) -> None:
-    plain = engine_module.DS_CONFIGS
     for variant, (stage, keys) in VARIANTS.items():
-        values = json.loads((plain / f"zero{stage}.json").read_text())
+        config = configuration(stage, micro)
+        values = zero_settings(config.zero, gpu=False)
         values["zero_optimization"].update(keys)
-        engine_module.DS_CONFIGS = folder / f"configs-{ranks.size}-{variant}"
-        if ranks.main:
-            engine_module.DS_CONFIGS.mkdir()
-            (engine_module.DS_CONFIGS / f"zero{stage}.json").write_text(json.dumps(values))
-        dist.barrier()
-        engine = holding(folder, configuration(stage, micro), ranks)
+        engine_module.zero_settings = lambda zero, gpu, values=values: deepcopy(values)
+        engine = holding(folder, config, ranks)
         path = folder / "deepspeed" / f"{ranks.size}-{variant}"
         engine.engine.save_checkpoint(str(path), tag=TAG)
-    engine_module.DS_CONFIGS = plain
+    engine_module.zero_settings = zero_settings
 
 
 def save_half(folder: Path, precision: str) -> None:
