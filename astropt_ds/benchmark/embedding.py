@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from astropt_ds.benchmark.data import Stamps
 from astropt_ds.benchmark.measure import Work, in_turns, ratio
 from astropt_ds.benchmark.reference import reference_dataset, reference_model
-from astropt_ds.config import ModelConfig
+from astropt_ds.benchmark.work import products
 from astropt_ds.config_source import load_config
 from astropt_ds.convert.load import save_model
 from astropt_ds.data.centre import decode_centre
@@ -77,7 +77,7 @@ def measure_embedding(stamps: Stamps, rounds: int, against: bool, scratch: Path)
     with ExitStack() as stack:
         for name, limit in LARGE.items():
             config = models[name].config
-            works[_ceiling(name)] = _products(config)
+            works[_ceiling(name)] = products(4096, config.width, 100)
             for tokens, images_ in ((TOKENS, len(files)), (1024, limit)):
                 job = _job(scratch, name, tokens=tokens, limit=images_)
                 works[f"{name}, {tokens} tokens"] = stack.enter_context(_steady(job))
@@ -181,21 +181,6 @@ def _steady(job: EmbedJob) -> Iterator[Work]:
 
 def _ceiling(preset: str) -> str:
     return f"{preset}, products, a GFLOP"
-
-
-def _products(config: ModelConfig) -> Work:
-    """The largest product of a model's blocks, in its shapes; counts GFLOP in place of images."""
-    tokens, width = 4096, config.width
-    a, b = torch.randn(tokens, width), torch.randn(width, 4 * width)
-    once = 2 * tokens * width * 4 * width / 1e9
-    times = max(1, round(100 / once))
-
-    def work() -> int:
-        for _ in range(times):
-            torch.mm(a, b)
-        return round(times * once)
-
-    return work
 
 
 def _quiet(line: str) -> None:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from astropt_ds.benchmark.checkpoint import (
     CONFIG,
     DURABLE,
@@ -27,9 +25,9 @@ from astropt_ds.benchmark.checkpoint import (
     THEIRS,
     THEIRS_SYNCED,
 )
+from astropt_ds.benchmark.work import random_batch
 from astropt_ds.config import Config
 from astropt_ds.config_source import load_config
-from astropt_ds.data.batch import Batch
 from astropt_ds.errors import UserError, run_cli
 from astropt_ds.files import sync_file
 from astropt_ds.model import AstroPT
@@ -74,9 +72,7 @@ class Bench:
         self.ours, self.theirs = folder / "ours", folder / "deepspeed"
         self.saver = Saver(ranks)
         self.bytes: dict[str, int] = {}
-        shape = (1, config.tokens_per_image, config.model.images.input_size)
-        patches = torch.randint(256, shape, dtype=torch.uint8)
-        self._batch = Batch(patches, torch.ones(1), torch.zeros(1, dtype=torch.int64))
+        self._batch = random_batch(config, 1)
         self.saver.reserve(engine.fragments())  # as a run does before its first step
         self._step()
 

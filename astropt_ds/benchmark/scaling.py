@@ -11,12 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from astropt_ds.benchmark.launch import launch
 from astropt_ds.benchmark.measure import cpu_seconds
+from astropt_ds.benchmark.work import random_batch
 from astropt_ds.config_source import load_config
-from astropt_ds.data.batch import Batch
 from astropt_ds.errors import run_cli
 from astropt_ds.model import AstroPT
 from astropt_ds.training.engine import Engine, partitioned
@@ -74,10 +72,7 @@ def main(argv: list[str]) -> None:
         with partitioned(config, ranks):
             model = AstroPT(config.model, seed=config.seed)
         engine = Engine(model, config, ranks)
-        micro = config.batch.global_images // ranks.size
-        shape = (micro, config.tokens_per_image, config.model.images.input_size)
-        patches = torch.randint(256, shape, dtype=torch.uint8)
-        batch = Batch(patches, torch.ones(micro), torch.arange(micro))
+        batch = random_batch(config, config.batch.global_images // ranks.size)
         rows = []
         for _ in range(UNCOUNTED + STEPS):
             begin, cpu = time.monotonic(), cpu_seconds()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from astropt_ds.benchmark.training import (
     WANTED,
     step_config,
 )
+from astropt_ds.benchmark.work import products, random_batch
 from astropt_ds.config import Config
 from astropt_ds.data.batch import Batch
 from astropt_ds.errors import UserError, run_cli
@@ -52,14 +54,16 @@ def main(argv: list[str]) -> None:
             steps[name] = EngineStep(Engine(model, each, ranks))
         if wanted["against"]:
             steps[REFERENCE] = Reference(config, folder)
-        works = {name: _work(step, _batch(config)) for name, step in steps.items()}
-        works[PRODUCTS] = _products(config)
+        # one batch throughout: after a few steps all ways have learnt the same of it
+        batch = random_batch(config, images)
+        works = {name: _work(step, batch) for name, step in steps.items()}
+        works[PRODUCTS] = products(images * (config.tokens_per_image - 1), config.model.width, 50)
         found = in_turns(works, wanted["rounds"], {})
     _check({name: step.losses for name, step in steps.items()})
     (folder / FOUND).write_text(json.dumps(found))
 
 
-class _Step:
+class _Step(Protocol):
     """A way to make a step.
 
     Attributes:
@@ -70,29 +74,28 @@ class _Step:
 
     def __call__(self, batch: Batch) -> None:
         """Update on a batch."""
-        raise NotImplementedError
 
 
-class EngineStep(_Step):
+class EngineStep:
     """This package's engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.losses = []
+        self.losses: list[float] = []
 
     def __call__(self, batch: Batch) -> None:
         """Update on a batch."""
         self.losses.append(self._engine.step([batch]).loss)
 
 
-class PlainLoop(_Step):
+class PlainLoop:
     """This package's model in the shortest loop: no DeepSpeed, nothing checked, nothing counted."""
 
     def __init__(self, config: Config) -> None:
         self._model = AstroPT(config.model, seed=config.seed)
         self._optimizer = adamw(self._model, config.optim)
         self._clip = config.optim.clip
-        self.losses = []
+        self.losses: list[float] = []
 
     def __call__(self, batch: Batch) -> None:
         """Update on a batch."""
@@ -105,7 +108,7 @@ class PlainLoop(_Step):
         self.losses.append(loss.item())
 
 
-class Reference(_Step):
+class Reference:
     """AstroPT's package as its training script uses it, with the same weights."""
 
     def __init__(self, config: Config, scratch: Path) -> None:
@@ -115,7 +118,7 @@ class Reference(_Step):
             optim.weight_decay, optim.lr, optim.betas, "cpu"
         )
         self._clip = optim.clip
-        self.losses = []
+        self.losses: list[float] = []
 
     def __call__(self, batch: Batch) -> None:
         """Update on a batch."""
@@ -131,36 +134,10 @@ class Reference(_Step):
         self.losses.append(loss.item())
 
 
-def _batch(config: Config) -> Batch:
-    """A fixed one: after a few steps all ways have learnt the same of it."""
-    images = config.batch.global_images
-    shape = (images, config.tokens_per_image, config.model.images.input_size)
-    patches = torch.randint(
-        256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    return Batch(patches, torch.ones(images), torch.arange(images))
-
-
 def _work(step: Callable[[Batch], None], batch: Batch) -> Work:
-    def work() -> int:
+    def work() -> float:
         step(batch)
         return 1
-
-    return work
-
-
-def _products(config: Config) -> Work:
-    """The largest product of a block in its shape; counts GFLOP in place of steps."""
-    rows = config.batch.global_images * (config.tokens_per_image - 1)
-    width = config.model.width
-    a, b = torch.randn(rows, width), torch.randn(width, 4 * width)
-    once = 2 * rows * width * 4 * width / 1e9
-    times = max(1, round(50 / once))
-
-    def work() -> float:
-        for _ in range(times):
-            torch.mm(a, b)
-        return times * once
 
     return work
 
